@@ -1,0 +1,143 @@
+//! What the programs tell: drops, counters, and the answer to an explain run.
+
+use crate::{Addr, abi};
+
+/// Where in the datapath a packet was.
+pub mod stage {
+    /// From a pod: tc ingress of the host's end.
+    pub const POD_EGRESS: u8 = 1;
+    /// To a pod: tc egress of the host's end.
+    pub const POD_INGRESS: u8 = 2;
+    /// From outside: tc ingress of an uplink.
+    pub const UPLINK_IN: u8 = 3;
+}
+
+/// Declares the reasons once: number, name for metrics, sentence for people.
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident = $number:literal, $label:literal, $text:literal;)+) => {
+        /// Why a packet was dropped.
+        pub mod reason {
+            $(#[doc = $text] pub const $name: u8 = $number;)+
+            /// All reasons: number, label of the metric, sentence.
+            #[cfg(not(target_arch = "bpf"))]
+            pub const ALL: &[(u8, &str, &str)] = &[$(($number, $label, $text)),+];
+        }
+    };
+}
+
+reasons! {
+    SPOOFED_SOURCE = 1, "spoofed_source", "the source address is not the pod's";
+    MALFORMED = 2, "malformed", "the headers are cut short or contradict themselves";
+    UNSUPPORTED_ETHERTYPE = 3, "unsupported_ethertype", "a pod may send IPv4, IPv6 and ARP only";
+    UNKNOWN_INTERFACE = 4, "unknown_interface", "the interface belongs to no pod known to the datapath";
+    NO_BACKEND = 5, "no_backend", "the Service has no ready endpoint";
+    POLICY_DENIED = 6, "policy_denied", "no policy rule allows it";
+    NO_ROUTE = 7, "no_route", "the node's routes forbid the destination (blackhole, unreachable, prohibit)";
+    REWRITE_FAILED = 8, "rewrite_failed", "the headers could not be rewritten";
+    FLOW_TABLE_FULL = 9, "flow_table_full", "the flow could not be recorded";
+}
+
+/// Ring buffer record of one dropped packet.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Drop {
+    /// Nanoseconds since boot (`CLOCK_MONOTONIC`).
+    pub time: u64,
+    /// Source as the packet carried it.
+    pub source: Addr,
+    /// Destination as the packet carried it, before translation.
+    pub destination: Addr,
+    /// Network order.
+    pub source_port: u16,
+    /// Network order.
+    pub destination_port: u16,
+    /// IANA protocol number.
+    pub proto: u8,
+    /// TCP flags byte.
+    pub tcp_flags: u8,
+    /// [`reason`].
+    pub reason: u8,
+    /// [`stage`].
+    pub stage: u8,
+    /// Interface the program runs on.
+    pub ifindex: u32,
+    /// [`crate::pod::Pod::endpoint`], 0: unknown.
+    pub endpoint: u32,
+    /// [`crate::service::Frontend::service`], 0: none.
+    pub service: u32,
+    /// Policy rule, 0: none.
+    pub rule: u32,
+    /// Length of the packet in bytes.
+    pub length: u32,
+    /// Ethernet protocol number, host order, in the low 16 bits.
+    pub ethertype: u32,
+}
+
+/// Key of `DROPS` (LRU per-CPU HASH).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DropKey {
+    /// [`reason`].
+    pub reason: u8,
+    /// [`stage`].
+    pub stage: u8,
+    /// Zero.
+    pub pad: u16,
+    /// [`crate::pod::Pod::endpoint`], 0: unknown.
+    pub endpoint: u32,
+    /// [`crate::service::Frontend::service`], 0: none.
+    pub service: u32,
+    /// Policy rule, 0: none.
+    pub rule: u32,
+}
+
+/// Value of `DROPS` and of `PATHS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// Packets (a GSO packet counts once).
+    pub packets: u64,
+    /// Bytes including the link header.
+    pub bytes: u64,
+}
+
+/// How a packet left the program; index into `PATHS` (per-CPU ARRAY).
+pub mod path {
+    /// Dropped.
+    pub const DROP: u32 = 0;
+    /// Into a pod of this node by `bpf_redirect_peer`.
+    pub const PEER: u32 = 1;
+    /// To another node by `bpf_redirect_neigh`.
+    pub const NEIGHBOR: u32 = 2;
+    /// To the node's own stack.
+    pub const STACK: u32 = 3;
+    /// Number of paths.
+    pub const COUNT: u32 = 4;
+    /// Names for metrics, by index.
+    #[cfg(not(target_arch = "bpf"))]
+    pub const NAMES: [&str; COUNT as usize] = ["drop", "peer", "neighbor", "stack"];
+}
+
+/// `__sk_buff.cb` of a test run that asks for an explanation: the agent's secret in words 0 to 3. Only a
+/// test run can set it before the first program, and each agent draws its own, so that stale bytes of a
+/// live packet cannot be taken for it. Such a run writes no map, sends no event and touches no flow: the
+/// packet is judged as the first of a new flow. The answer comes back in the same words as [`Explained`].
+pub const EXPLAIN_WORDS: usize = 4;
+
+/// Answer of an explain run, in `__sk_buff.cb` words 0 to 4.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Explained {
+    /// [`path`] | [`reason`] << 8 | [`stage`] << 16.
+    pub outcome: u32,
+    /// [`crate::service::Frontend::service`], 0: none.
+    pub service: u32,
+    /// Backend id, 0: none.
+    pub backend: u32,
+    /// Policy rule that decided, 0: none was asked.
+    pub rule: u32,
+    /// Interface the packet was sent to, 0: none.
+    pub ifindex: u32,
+}
+
+abi!(Drop = 72, DropKey = 16, Count = 16, Explained = 20);

@@ -1,0 +1,1 @@
+//! Program logic (BPF target only).

@@ -1,0 +1,97 @@
+//! Service tables: frontends, slots, backends.
+//!
+//! A frontend names a range of the slot array; a slot names a backend; a backend is an address and port.
+//! A change writes a new slot range first and then flips the frontend in one update.
+
+use crate::{Addr, abi};
+
+/// Key of `FRONTENDS` (HASH): what a client addresses.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FrontendKey {
+    /// The Service's address.
+    pub addr: Addr,
+    /// Network order.
+    pub port: u16,
+    /// IANA protocol number; always set, TCP and UDP on one port are two frontends.
+    pub proto: u8,
+    /// [`scope`]: who is asking.
+    pub scope: u8,
+}
+
+/// Values of [`FrontendKey::scope`].
+pub mod scope {
+    /// From pods and from the node: `internalTrafficPolicy` applies.
+    pub const INTERNAL: u8 = 0;
+    /// From outside the node, at an uplink: `externalTrafficPolicy` applies.
+    pub const EXTERNAL: u8 = 1;
+}
+
+/// Values of [`Frontend::kind`].
+pub mod kind {
+    /// Choose one of the slots.
+    pub const BALANCE: u8 = 0;
+    /// Slot 0 is a listener of this node: use it while somebody listens there, else balance over the
+    /// `backends` slots that follow it.
+    pub const LOCAL_REDIRECT: u8 = 1;
+}
+
+/// Bits of [`Frontend::flags`].
+pub mod frontend_flag {
+    /// `sessionAffinity: ClientIP`; the time-out is in [`super::Frontend::affinity_seconds`].
+    pub const AFFINITY: u16 = 1 << 0;
+    /// The slots are a Maglev table.
+    pub const MAGLEV: u16 = 1 << 1;
+}
+
+/// Value of `FRONTENDS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Frontend {
+    /// Number of the Service port, local to the node, stable across restarts.
+    pub service: u32,
+    /// Index of the first slot.
+    pub slot_base: u32,
+    /// Slots usable for this frontend; 0: the Service has no endpoint.
+    pub backends: u16,
+    /// How many of them, counted from the first, are on this node.
+    pub backends_local: u16,
+    /// [`frontend_flag`].
+    pub flags: u16,
+    /// [`kind`].
+    pub kind: u8,
+    /// Zero.
+    pub pad: u8,
+    /// Affinity time-out in seconds, with [`frontend_flag::AFFINITY`].
+    pub affinity_seconds: u32,
+    /// Counts the changes of this row.
+    pub generation: u32,
+}
+
+/// Values of [`Backend::state`].
+pub mod backend_state {
+    /// Never given out, or given back: flows to it are decided anew.
+    pub const FREE: u8 = 0;
+    /// Takes new flows.
+    pub const ACTIVE: u8 = 1;
+    /// Keeps its flows, takes no new ones.
+    pub const TERMINATING: u8 = 2;
+}
+
+/// Value of `BACKENDS` (ARRAY, by backend id; id 0 is never used).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backend {
+    /// The endpoint's address.
+    pub addr: Addr,
+    /// Network order.
+    pub port: u16,
+    /// IANA protocol number.
+    pub proto: u8,
+    /// [`backend_state`].
+    pub state: u8,
+    /// Counts how often this id was given out; a flow that remembers another one has lost its backend.
+    pub generation: u32,
+}
+
+abi!(FrontendKey = 20, Frontend = 24, Backend = 24);

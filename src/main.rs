@@ -1,0 +1,3 @@
+//! The `netd` command; see [`netd::cli`].
+
+fn main() {}

@@ -1,0 +1,263 @@
+//! netd's own view of the cluster: small types that every source of state is converted into.
+//!
+//! Sources (`directory`, later `k8s`) parse at the edge; nothing here is validated again. A [`Model`] is an
+//! immutable snapshot; planners are pure functions over it. The choice of endpoints lives in
+//! [`endpoints`], one function for Services, DNS and BGP alike.
+
+pub mod endpoints;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// Namespace and name of an object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ObjectName {
+    /// Kubernetes namespace.
+    pub namespace: Arc<str>,
+    /// Name within the namespace.
+    pub name: Arc<str>,
+}
+
+impl ObjectName {
+    /// From two strings.
+    #[must_use]
+    pub fn new(namespace: &str, name: &str) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Labels of an object.
+pub type Labels = BTreeMap<String, String>;
+
+/// Transport protocol of a port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Protocol {
+    /// RFC 9293.
+    #[default]
+    Tcp,
+    /// RFC 768.
+    Udp,
+    /// RFC 9260.
+    Sctp,
+}
+
+impl Protocol {
+    /// IANA protocol number.
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Sctp => 132,
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
+        })
+    }
+}
+
+/// A Node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    /// `metadata.name`.
+    pub name: Arc<str>,
+    /// `metadata.labels`.
+    pub labels: Labels,
+    /// `status.addresses` of type InternalIP.
+    pub internal_ips: Vec<IpAddr>,
+    /// `spec.podCIDRs` (or `podCIDR`).
+    pub pod_cidrs: Vec<IpNet>,
+}
+
+/// A Namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Namespace {
+    /// `metadata.name`.
+    pub name: Arc<str>,
+    /// `metadata.labels`, with `kubernetes.io/metadata.name` always present.
+    pub labels: Labels,
+}
+
+/// A named port of a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContainerPort {
+    /// `name`.
+    pub name: Arc<str>,
+    /// `containerPort`.
+    pub port: u16,
+    /// `protocol`.
+    pub protocol: Protocol,
+}
+
+/// A Pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// Namespace and name.
+    pub name: ObjectName,
+    /// `metadata.uid`, empty if the source has none.
+    pub uid: Arc<str>,
+    /// `metadata.labels`.
+    pub labels: Labels,
+    /// `metadata.annotations` that begin with `netd.io/`.
+    pub annotations: Labels,
+    /// `spec.nodeName`, if scheduled.
+    pub node: Option<Arc<str>>,
+    /// `spec.hostNetwork`.
+    pub host_network: bool,
+    /// `status.podIPs`, or what the pod's agent reported.
+    pub ips: Vec<IpAddr>,
+    /// Named ports of all containers.
+    pub ports: Vec<ContainerPort>,
+    /// Condition `Ready`; a pod of a directory, which has no kubelet, is ready once it has an address.
+    pub ready: bool,
+    /// `metadata.deletionTimestamp` is set.
+    pub terminating: bool,
+    /// Phase `Succeeded` or `Failed`: its address may already be another's.
+    pub finished: bool,
+}
+
+/// `spec.ports[].targetPort`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TargetPort {
+    /// A port number.
+    Number(u16),
+    /// The name of a container's port, resolved per pod.
+    Name(Arc<str>),
+}
+
+/// A port of a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// `name`, empty if the only port.
+    pub name: Arc<str>,
+    /// `protocol`.
+    pub protocol: Protocol,
+    /// `port`.
+    pub port: u16,
+    /// `targetPort`.
+    pub target: TargetPort,
+    /// `nodePort`, if any.
+    pub node_port: Option<u16>,
+}
+
+/// Cluster or Local, for `internalTrafficPolicy` and `externalTrafficPolicy`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TrafficPolicy {
+    /// All endpoints.
+    #[default]
+    Cluster,
+    /// Endpoints of this node only.
+    Local,
+}
+
+/// A Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Namespace and name.
+    pub name: ObjectName,
+    /// `metadata.labels`.
+    pub labels: Labels,
+    /// `metadata.annotations`.
+    pub annotations: Labels,
+    /// `spec.clusterIPs` without `None`; empty: headless or ExternalName.
+    pub cluster_ips: Vec<IpAddr>,
+    /// `spec.ports`.
+    pub ports: Vec<ServicePort>,
+    /// `spec.selector`; empty: endpoints come from slices only.
+    pub selector: Labels,
+    /// `spec.internalTrafficPolicy`.
+    pub internal_traffic_policy: TrafficPolicy,
+    /// `spec.externalTrafficPolicy`.
+    pub external_traffic_policy: TrafficPolicy,
+    /// `spec.sessionAffinity: ClientIP` with its time-out in seconds.
+    pub affinity_seconds: Option<u32>,
+    /// `spec.publishNotReadyAddresses`.
+    pub publish_not_ready: bool,
+}
+
+/// A port of an EndpointSlice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointPort {
+    /// `name`, matched against the Service's port name.
+    pub name: Arc<str>,
+    /// `protocol`.
+    pub protocol: Protocol,
+    /// `port`.
+    pub port: u16,
+}
+
+/// An endpoint of an EndpointSlice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// `addresses[0]`: consumers use the first only, as the API says.
+    pub address: IpAddr,
+    /// `conditions.ready`, nil counts as true.
+    pub ready: bool,
+    /// `conditions.serving`, nil counts as `ready`.
+    pub serving: bool,
+    /// `conditions.terminating`.
+    pub terminating: bool,
+    /// `nodeName`.
+    pub node: Option<Arc<str>>,
+    /// `zone`.
+    pub zone: Option<Arc<str>>,
+    /// `targetRef`, if it names a Pod.
+    pub pod: Option<ObjectName>,
+}
+
+/// An EndpointSlice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointSlice {
+    /// Namespace and name.
+    pub name: ObjectName,
+    /// Label `kubernetes.io/service-name`.
+    pub service: Option<Arc<str>>,
+    /// `ports`.
+    pub ports: Vec<EndpointPort>,
+    /// `endpoints`, those with an address.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// A NetworkPolicy, as the API has it: the policy planner gives it meaning.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NetworkPolicy {
+    /// Namespace and name.
+    pub name: ObjectName,
+    /// `spec`.
+    pub spec: k8s_openapi::api::networking::v1::NetworkPolicySpec,
+}
+
+/// One immutable snapshot of everything a source knows.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Model {
+    /// By name.
+    pub nodes: BTreeMap<Arc<str>, Arc<Node>>,
+    /// By name.
+    pub namespaces: BTreeMap<Arc<str>, Arc<Namespace>>,
+    /// By namespace and name.
+    pub pods: BTreeMap<ObjectName, Arc<Pod>>,
+    /// By namespace and name.
+    pub services: BTreeMap<ObjectName, Arc<Service>>,
+    /// By namespace and name.
+    pub slices: BTreeMap<ObjectName, Arc<EndpointSlice>>,
+    /// By namespace and name.
+    pub policies: BTreeMap<ObjectName, Arc<NetworkPolicy>>,
+}

@@ -1,0 +1,1 @@
+//! The choice of endpoints of a Service port: one pure function.
