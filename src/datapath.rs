@@ -28,11 +28,11 @@ use netd_bpf::flow::{Flow, FlowKey};
 use netd_bpf::pod::Pod;
 use netd_bpf::service::{Backend, Frontend, FrontendKey};
 use pin::Pins;
+use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The loaded programs and their maps. Cheap calls, each one or a few system calls; all may block for
 /// microseconds, [`Datapath::attach_uplink`] for milliseconds.
-#[derive(Debug)]
 pub struct Datapath {
     pins: Pins,
     config: Config,
@@ -47,6 +47,12 @@ pub struct Datapath {
     drops: PerCpuHashMap<MapData, DropKey, Count>,
     paths: PerCpuArray<MapData, Count>,
     events: Mutex<Option<RingBuf<MapData>>>,
+}
+
+impl fmt::Debug for Datapath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Datapath").field("pins", &self.pins).finish_non_exhaustive()
+    }
 }
 
 impl Datapath {
@@ -71,6 +77,14 @@ impl Datapath {
     /// The kernel refuses the walk.
     pub fn flows(&self) -> Result<Vec<(FlowKey, Flow)>, Error> {
         locked(&self.flows).iter().collect::<Result<_, _>>().map_err(Error::map("FLOWS"))
+    }
+
+    /// Forgets a flow; one that is not there is no error.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn remove_flow(&self, key: &FlowKey) -> Result<(), Error> {
+        pods::absent_is_fine(locked(&self.flows).remove(key), "FLOWS")
     }
 }
 

@@ -4,8 +4,10 @@
 //! them in one step and never doubles them.
 
 use super::{Datapath, Error, locked};
-use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, TcAttachType, qdisc_add_clsact};
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
+use aya::programs::tc::{
+    NlOptions, SchedClassifierLink, TcAttachOptions, TcAttachType, TcHandle, qdisc_add_clsact,
+};
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcError};
 use std::io;
 use std::path::Path;
@@ -87,9 +89,7 @@ impl Datapath {
         let Ok(entries) = std::fs::read_dir(self.pins.links()) else { return Vec::new() };
         entries
             .flatten()
-            .filter_map(|entry| {
-                Some(entry.file_name().to_str()?.strip_prefix("uplink-")?.replace(':', "."))
-            })
+            .filter_map(|entry| Some(entry.file_name().to_str()?.strip_prefix("uplink-")?.replace(':', ".")))
             .collect()
     }
 }
@@ -106,8 +106,8 @@ fn replace_pinned(program: &mut SchedClassifier, interface: &str, pin: &Path) ->
     let link: SchedClassifierLink = link.try_into().map_err(attach_error(interface))?;
     match program.attach_to_link(link) {
         Ok(id) => {
-            // Kept alive by its pin; the handle must not detach it.
-            std::mem::forget(program.take_link(id).map_err(attach_error(interface))?);
+            // Kept alive by its pin; our descriptor is not needed.
+            drop(program.take_link(id).map_err(attach_error(interface))?);
             Ok(true)
         }
         Err(error) if is_errno(&error, libc::ENOLINK) => {

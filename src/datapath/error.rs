@@ -6,7 +6,9 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Built with `NETD_BPF=stub`.
-    #[error("this netd was built without BPF programs (NETD_BPF=stub): rebuild it on a machine with the BPF toolchain")]
+    #[error(
+        "this netd was built without BPF programs (NETD_BPF=stub): rebuild it on a machine with the BPF toolchain"
+    )]
     NoPrograms,
     /// A path cannot be used.
     #[error("cannot {action} {path}")]
@@ -57,7 +59,9 @@ pub enum Error {
         source: Box<aya::maps::MapError>,
     },
     /// A pinned map is not ours.
-    #[error("the pinned map {path} has keys of {key} and values of {value} bytes, this netd needs {want_key} and {want_value}: remove it or run the netd that made it")]
+    #[error(
+        "the pinned map {path} has keys of {key} and values of {value} bytes, this netd needs {want_key} and {want_value}: remove it or run the netd that made it"
+    )]
     Shape {
         /// Where it is pinned.
         path: PathBuf,

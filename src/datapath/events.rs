@@ -7,9 +7,14 @@ use std::io;
 use tokio::io::unix::AsyncFd;
 
 /// The ring buffer of drop events; one reader at a time.
-#[derive(Debug)]
 pub struct Events {
     ring: AsyncFd<RingBuf<MapData>>,
+}
+
+impl std::fmt::Debug for Events {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Events")
+    }
 }
 
 impl Datapath {
@@ -17,9 +22,12 @@ impl Datapath {
     ///
     /// # Errors
     /// The descriptor cannot be watched.
+    #[expect(unsafe_code, reason = "registering a descriptor with the runtime")]
     pub fn take_events(&self) -> io::Result<Option<Events>> {
         let Some(ring) = locked(&self.events).take() else { return Ok(None) };
-        Ok(Some(Events { ring: AsyncFd::new(ring)? }))
+        // SAFETY: the ring buffer owns its descriptor and gives out the same one until it is dropped.
+        let ring = unsafe { AsyncFd::register(ring) }.map_err(io::Error::from)?;
+        Ok(Some(Events { ring }))
     }
 
     /// Drops so far, by reason and place.

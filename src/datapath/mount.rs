@@ -10,10 +10,9 @@ use std::path::Path;
 /// at the path itself.
 pub(super) fn ensure(path: &Path) -> Result<bool, Error> {
     let existing = path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(path);
-    let on_bpffs = statfs(existing)
-        .map_err(|errno| Error::path("inspect", existing)(errno.into()))?
-        .filesystem_type()
-        == BPF_FS_MAGIC;
+    let on_bpffs =
+        statfs(existing).map_err(|errno| Error::path("inspect", existing)(errno.into()))?.filesystem_type()
+            == BPF_FS_MAGIC;
     fs::create_dir_all(path).map_err(Error::path("create the bpffs folder", path))?;
     if on_bpffs {
         return Ok(false);

@@ -5,7 +5,7 @@ use super::pin::Pins;
 use super::{Datapath, Error, mount};
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuHashMap, RingBuf};
 use aya::programs::SchedClassifier;
-use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
+use aya::{Ebpf, EbpfLoader};
 use netd_bpf::Addr;
 use netd_bpf::event::{Count, DropKey, EXPLAIN_WORDS};
 use netd_bpf::flow::{Flow, FlowKey};
@@ -87,8 +87,17 @@ pub(super) fn open(config: &Config) -> Result<(Datapath, OpenReport), Error> {
 
     let mut take = |name: &'static str| {
         let at = maps.iter().position(|(have, _)| have == name);
-        at.map(|at| maps.swap_remove(at).1).ok_or_else(|| Error::Missing { kind: "map", name: name.to_owned() })
+        at.map(|at| maps.swap_remove(at).1)
+            .ok_or_else(|| Error::Missing { kind: "map", name: name.to_owned() })
     };
+    let mut config = config.clone();
+    for (name, _, actual) in &report.sizes {
+        match *name {
+            "FRONTENDS" => config.frontends = *actual,
+            "FLOWS" => config.flows = *actual,
+            _ => {}
+        }
+    }
     let datapath = Datapath {
         pod_by_ifindex: Mutex::new(typed("POD_BY_IFINDEX", take("POD_BY_IFINDEX")?, HashMap::try_from)?),
         pod_by_addr: Mutex::new(typed("POD_BY_ADDR", take("POD_BY_ADDR")?, HashMap::try_from)?),
@@ -96,11 +105,15 @@ pub(super) fn open(config: &Config) -> Result<(Datapath, OpenReport), Error> {
         slots: Mutex::new(typed("SLOTS", take("SLOTS")?, Array::try_from)?),
         backends: Mutex::new(typed("BACKENDS", take("BACKENDS")?, Array::try_from)?),
         flows: Mutex::new(typed("FLOWS", take("FLOWS")?, HashMap::try_from)?),
-        drops: typed::<PerCpuHashMap<MapData, DropKey, Count>>("DROPS", take("DROPS")?, PerCpuHashMap::try_from)?,
+        drops: typed::<PerCpuHashMap<MapData, DropKey, Count>>(
+            "DROPS",
+            take("DROPS")?,
+            PerCpuHashMap::try_from,
+        )?,
         paths: typed::<PerCpuArray<MapData, Count>>("PATHS", take("PATHS")?, PerCpuArray::try_from)?,
         events: Mutex::new(Some(typed("EVENTS", take("EVENTS")?, RingBuf::try_from)?)),
         pins,
-        config: config.clone(),
+        config,
         secret,
         programs: Mutex::new(programs),
     };
@@ -137,8 +150,6 @@ fn load(
 ) -> Result<Ebpf, Error> {
     let mut loader = EbpfLoader::new();
     loader.override_global("EXPLAIN_SECRET", &secret[..], true);
-    // The log is asked for again by aya when a program is refused.
-    loader.verifier_log_level(VerifierLogLevel::DISABLE);
     for (name, _, _, entries) in shapes(config) {
         loader.map_max_entries(name, entries);
         loader.map_pin_path(name, pins.map(name));

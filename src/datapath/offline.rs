@@ -1,8 +1,8 @@
 //! What the CNI plugin can do with the pinned maps while no agent runs.
 
+use super::Error;
 use super::pin::Pins;
 use super::pods::{absent_is_fine, addresses};
-use super::Error;
 use aya::maps::{HashMap, Map, MapData, MapError};
 use netd_bpf::Addr;
 use netd_bpf::pod::Pod;

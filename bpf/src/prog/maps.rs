@@ -27,6 +27,19 @@ pub(super) static PATHS: PerCpuArray<Count> = PerCpuArray::with_max_entries(path
 #[map]
 pub(super) static EVENTS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
 
+/// Memory for what would not fit on the stack, one per CPU: programs of one CPU never interrupt each other
+/// (they run with softirqs off).
+#[map]
+pub(super) static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+/// A flow row in the making.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Scratch {
+    pub(super) key: FlowKey,
+    pub(super) flow: Flow,
+}
+
 /// The agent's secret for explain runs (see [`crate::event::EXPLAIN_WORDS`]); set at load, zero: none.
 #[unsafe(no_mangle)]
 pub(super) static EXPLAIN_SECRET: [u32; crate::event::EXPLAIN_WORDS] = [0; crate::event::EXPLAIN_WORDS];

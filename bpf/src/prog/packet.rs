@@ -191,10 +191,15 @@ impl Packet {
         self.has_ports = true;
     }
 
-    /// The flow's key, and whether the packet comes from its higher end.
+    /// Writes the flow's key; true if the packet comes from its higher end.
     #[inline(always)]
-    pub(super) fn flow_key(&self) -> (FlowKey, bool) {
-        flow_key(self.source, self.source_port, self.destination, self.destination_port, self.proto)
+    pub(super) fn fill_key(&self, key: &mut FlowKey) -> bool {
+        fill_key(
+            key,
+            (&self.source, self.source_port),
+            (&self.destination, self.destination_port),
+            self.proto,
+        )
     }
 
     /// A TCP packet that opens a connection.
@@ -204,14 +209,18 @@ impl Packet {
     }
 }
 
-/// The key of a flow from `a` to `b`, and whether `a` is its higher end.
+/// Writes the key of the flow from `a` to `b`; true if `a` is its higher end.
 #[inline(always)]
-pub(super) fn flow_key(a: Addr, a_port: u16, b: Addr, b_port: u16, proto: u8) -> (FlowKey, bool) {
-    if higher(&a, a_port, &b, b_port) {
-        (FlowKey { low: b, high: a, low_port: b_port, high_port: a_port, proto, pad: [0; 3] }, true)
-    } else {
-        (FlowKey { low: a, high: b, low_port: a_port, high_port: b_port, proto, pad: [0; 3] }, false)
-    }
+pub(super) fn fill_key(key: &mut FlowKey, a: (&Addr, u16), b: (&Addr, u16), proto: u8) -> bool {
+    let a_high = higher(a.0, a.1, b.0, b.1);
+    let (low, high) = if a_high { (b, a) } else { (a, b) };
+    key.low = *low.0;
+    key.high = *high.0;
+    key.low_port = low.1;
+    key.high_port = high.1;
+    key.proto = proto;
+    key.pad = [0; 3];
+    a_high
 }
 
 /// `a` > `b`, by the words as they are in memory: any fixed order does.

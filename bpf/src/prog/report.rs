@@ -72,24 +72,25 @@ impl Run {
             let _ = maps::DROPS.insert(key, first, 0);
         }
         if let Some(mut entry) = maps::EVENTS.reserve::<Drop>(0) {
-            entry.write(Drop {
-                // SAFETY: a helper without arguments.
-                time: unsafe { bpf_ktime_get_ns() },
-                source: packet.source,
-                destination: packet.original_destination,
-                source_port: packet.source_port,
-                destination_port: packet.original_destination_port,
-                proto: packet.proto,
-                tcp_flags: packet.tcp_flags,
-                reason,
-                stage: self.stage,
-                ifindex: self.ifindex,
-                endpoint: self.endpoint,
-                service: self.service,
-                rule: self.rule,
-                length: ctx.len(),
-                ethertype: u32::from(super::packet::ethertype(ctx)),
-            });
+            let event = entry.as_mut_ptr();
+            // SAFETY: the reserved record; every field is written, and the struct has no padding.
+            unsafe {
+                (*event).time = bpf_ktime_get_ns();
+                (*event).source = packet.source;
+                (*event).destination = packet.original_destination;
+                (*event).source_port = packet.source_port;
+                (*event).destination_port = packet.original_destination_port;
+                (*event).proto = packet.proto;
+                (*event).tcp_flags = packet.tcp_flags;
+                (*event).reason = reason;
+                (*event).stage = self.stage;
+                (*event).ifindex = self.ifindex;
+                (*event).endpoint = self.endpoint;
+                (*event).service = self.service;
+                (*event).rule = self.rule;
+                (*event).length = ctx.len();
+                (*event).ethertype = u32::from(super::packet::ethertype(ctx));
+            }
             entry.submit(0);
         }
     }

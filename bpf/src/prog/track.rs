@@ -5,7 +5,7 @@
 
 use super::balance::{self, Choice};
 use super::maps;
-use super::packet::{Packet, TCP, flow_key, tcp_flag};
+use super::packet::{Packet, TCP, fill_key, tcp_flag};
 use super::report::Run;
 use super::rewrite::{self, End, Translation};
 use crate::event::reason;
@@ -78,8 +78,9 @@ fn known(run: &mut Run, packet: &Packet, to: &mut Translation) -> Known {
     if run.explain {
         return Known::New;
     }
-    let (key, from_high) = packet.flow_key();
-    let Some(flow) = maps::FLOWS.get_ptr_mut(key) else { return Known::New };
+    let mut key = FlowKey::default();
+    let from_high = packet.fill_key(&mut key);
+    let Some(flow) = maps::FLOWS.get_ptr_mut(&key) else { return Known::New };
     // SAFETY: a row stays readable memory for the whole run, even if it is evicted meanwhile.
     let flow = unsafe { &mut *flow };
     let forward = (flow.flags & flow_flag::INITIATOR_HIGH != 0) == from_high;
@@ -142,14 +143,16 @@ fn touch(flow: &mut Flow, packet: &Packet, forward: bool, now: u32) {
 /// Keeps both rows of a translated flow alive together: an evicted half is made again from this one.
 #[inline(never)]
 fn refresh_other_half(flow: &Flow, packet: &Packet, forward: bool, now: u32) {
+    let Some(scratch) = scratch() else { return };
     let (client, client_port, other, other_port) = if forward {
-        (packet.source, packet.source_port, packet.destination, packet.destination_port)
+        (&packet.source, packet.source_port, &packet.destination, packet.destination_port)
     } else {
-        (packet.destination, packet.destination_port, packet.source, packet.source_port)
+        (&packet.destination, packet.destination_port, &packet.source, packet.source_port)
     };
-    let (key, client_high) = flow_key(client, client_port, flow.xlat_addr, flow.xlat_port, packet.proto);
+    let client_high =
+        fill_key(&mut scratch.key, (client, client_port), (&flow.xlat_addr, flow.xlat_port), packet.proto);
     let shared = flow.flags & !flow_flag::INITIATOR_HIGH;
-    if let Some(half) = maps::FLOWS.get_ptr_mut(key) {
+    if let Some(half) = maps::FLOWS.get_ptr_mut(&scratch.key) {
         // SAFETY: as in `known`.
         let half = unsafe { &mut *half };
         if half.role != flow.role && half.backend == flow.backend {
@@ -158,21 +161,27 @@ fn refresh_other_half(flow: &Flow, packet: &Packet, forward: bool, now: u32) {
         }
         return;
     }
-    let half = Flow {
-        role: if flow.role == role::FORWARD { role::REPLY } else { role::FORWARD },
-        flags: shared | initiator(client_high),
-        xlat_addr: other,
-        xlat_port: other_port,
-        last_seen: now,
-        ..*flow
-    };
+    let half = &mut scratch.flow;
+    *half = *flow;
+    half.role = if flow.role == role::FORWARD { role::REPLY } else { role::FORWARD };
+    half.flags = shared | initiator(client_high);
+    half.xlat_addr = *other;
+    half.xlat_port = other_port;
+    half.last_seen = now;
     // Without room the half is made again a second later.
-    let _ = maps::FLOWS.insert(key, half, 0);
+    let _ = maps::FLOWS.insert(&scratch.key, &scratch.flow, 0);
 }
 
 #[inline(always)]
 const fn initiator(high: bool) -> u8 {
     if high { flow_flag::INITIATOR_HIGH } else { 0 }
+}
+
+/// This CPU's scratch memory; it is always there.
+#[inline(always)]
+fn scratch() -> Option<&'static mut maps::Scratch> {
+    // SAFETY: see `SCRATCH`: nobody else has it during this run, and each function takes it once.
+    maps::SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
 }
 
 /// Records a flow without translation. Nothing depends on the row yet, so that a full table is no reason
@@ -182,42 +191,45 @@ fn record_direct(run: &Run, packet: &Packet) {
     if run.explain {
         return;
     }
-    let (key, from_high) = packet.flow_key();
+    let Some(scratch) = scratch() else { return };
+    let from_high = packet.fill_key(&mut scratch.key);
     let now = now();
-    let flow = Flow {
-        role: role::DIRECT,
-        flags: initiator(from_high),
-        created: now,
-        last_seen: now,
-        ..Flow::default()
-    };
-    let _ = maps::FLOWS.insert(key, flow, 0);
+    scratch.flow = Flow::default();
+    scratch.flow.flags = initiator(from_high);
+    scratch.flow.created = now;
+    scratch.flow.last_seen = now;
+    let _ = maps::FLOWS.insert(&scratch.key, &scratch.flow, 0);
 }
 
 /// Records both rows of a flow through a Service: the way back first, so that no reply finds it missing.
 #[inline(never)]
 fn record_service(packet: &Packet, choice: &Choice) -> Result<(), i32> {
+    let scratch = scratch().ok_or(-1)?;
     let now = now();
     let redirect = if choice.local_redirect { flow_flag::LOCAL_REDIRECT } else { 0 };
-    let (key, from_high) =
-        flow_key(packet.source, packet.source_port, choice.addr, choice.port, packet.proto);
-    let mut flow = Flow {
-        role: role::REPLY,
-        flags: initiator(from_high) | redirect,
-        xlat_port: packet.destination_port,
-        xlat_addr: packet.destination,
-        service: choice.service,
-        backend: choice.backend,
-        backend_generation: choice.generation,
-        created: now,
-        last_seen: now,
-        ..Flow::default()
-    };
-    maps::FLOWS.insert(key, flow, 0)?;
-    let (key, from_high): (FlowKey, bool) = packet.flow_key();
+    let from_high = fill_key(
+        &mut scratch.key,
+        (&packet.source, packet.source_port),
+        (&choice.addr, choice.port),
+        packet.proto,
+    );
+    let flow = &mut scratch.flow;
+    *flow = Flow::default();
+    flow.role = role::REPLY;
+    flow.flags = initiator(from_high) | redirect;
+    flow.xlat_port = packet.destination_port;
+    flow.xlat_addr = packet.destination;
+    flow.service = choice.service;
+    flow.backend = choice.backend;
+    flow.backend_generation = choice.generation;
+    flow.created = now;
+    flow.last_seen = now;
+    maps::FLOWS.insert(&scratch.key, &scratch.flow, 0)?;
+    let from_high = packet.fill_key(&mut scratch.key);
+    let flow = &mut scratch.flow;
     flow.role = role::FORWARD;
     flow.flags = initiator(from_high) | redirect;
     flow.xlat_port = choice.port;
     flow.xlat_addr = choice.addr;
-    maps::FLOWS.insert(key, flow, 0)
+    maps::FLOWS.insert(&scratch.key, &scratch.flow, 0)
 }
