@@ -130,21 +130,4 @@ mod tests {
         let value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
         assert_eq!((&value["message"], &value["pod"]), (&"two\nlines".into(), &"a/b".into()));
     }
-
-    #[test]
-    fn a_reader_that_went_away_is_no_panic() {
-        struct Broken;
-        impl io::Write for Broken {
-            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
-                Err(io::ErrorKind::BrokenPipe.into())
-            }
-
-            fn flush(&mut self) -> io::Result<()> {
-                Ok(())
-            }
-        }
-        let config = Config { filter: "info".into(), format: Format::Text };
-        let (subscriber, _handle) = build(&config, || Broken).expect("a good filter");
-        tracing::subscriber::with_default(subscriber, || info!("lost"));
-    }
 }
