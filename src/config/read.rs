@@ -225,9 +225,13 @@ impl<'t> Section<'_, 't> {
                 self.reader.problem(node.at, message, format!("write `[{text}]`"));
                 Vec::new()
             }
-            other => {
-                let message = format!("`{}` must be a list, not {}", self.full(key), other.name());
-                self.reader.problem(node.at, message, format!("expected a list of {}", kind.what));
+            Kind::Null => {
+                self.no_value(key, node, "`[]`");
+                Vec::new()
+            }
+            Kind::Table(_) => {
+                let message = format!("`{}` must be a list, not {}", self.full(key), node.kind.name());
+                self.reader.problem(node.at, message, "expected a list");
                 Vec::new()
             }
         }
@@ -256,11 +260,7 @@ impl<'t> Section<'_, 't> {
             Kind::Plain(text) => Scalar { text, quoted: false },
             Kind::Quoted(text) => Scalar { text, quoted: true },
             Kind::Null => {
-                // Its place is after the key, often at the start of the next line: show the key instead.
-                let at = self.entries.iter().find(|e| std::ptr::eq(&raw const e.value, node)).map(|e| e.at);
-                let label = format!("write {}, or remove the line for the default", kind.what);
-                let message = format!("`{}` has no value", self.full(key));
-                self.reader.problem(at.unwrap_or(node.at), message, label);
+                self.no_value(key, node, kind.what);
                 return None;
             }
             other => {
@@ -270,6 +270,14 @@ impl<'t> Section<'_, 't> {
             }
         };
         self.parse(key, node.at, scalar, kind)
+    }
+
+    fn no_value(&mut self, key: &'static str, node: &Node, what: &str) {
+        // Its place is after the key, often at the start of the next line: show the key instead.
+        let at =
+            self.entries.iter().find(|e| std::ptr::eq(&raw const e.value, node)).map_or(node.at, |e| e.at);
+        let message = format!("`{}` has no value", self.full(key));
+        self.reader.problem(at, message, format!("write {what}, or remove the line for the default"));
     }
 
     fn parse<T>(

@@ -74,15 +74,27 @@ pub(super) fn parse(sources: &Sources, source: usize) -> Result<Node, Problem> {
     };
     let raw = serde_saphyr::from_str_with_options::<Spanned<Raw>>(text, options).map_err(|error| {
         let at = error.location().map_or(Spot { source, start: 0, end: 0 }, |l| spot(text, source, l));
+        let message = UserMessageFormatter.format_message(&error).into_owned();
         let label = match error.without_snippet() {
             serde_saphyr::Error::DuplicateMappingKey { .. } => "given twice in this section",
             serde_saphyr::Error::MultipleDocuments { .. } => "a second document begins here",
-            _ => "",
+            _ => hint(&message),
         };
-        let message = UserMessageFormatter.format_message(&error).into_owned();
         Problem::at(sources.excerpt(at), format!("not valid YAML: {message}"), label)
     })?;
     convert(sources, source, raw)
+}
+
+/// What most often stands behind a message of the scanner, whose place is where it noticed.
+fn hint(message: &str) -> &'static str {
+    let hints = [
+        ("tabs disallowed", "indent with spaces"),
+        ("illegal placement of ':'", "is a bracket or quote above left open?"),
+        ("mapping values are not allowed", "is this indented as meant? a value that holds `: ` needs quotes"),
+        ("reference to unknown value", "a value that begins with `*` needs quotes"),
+        ("unexpected character", "a value that begins so needs quotes"),
+    ];
+    hints.into_iter().find(|(part, _)| message.contains(part)).map_or("", |(_, hint)| hint)
 }
 
 /// What serde-saphyr's untyped view can tell apart.

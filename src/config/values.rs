@@ -79,8 +79,8 @@ pub(super) const PATH: ValueKind<PathBuf> = ValueKind {
         if s.text.is_empty() {
             return Err(Fault::new("is empty", "write an absolute path"));
         }
-        if s.text.contains('\0') {
-            return Err(Fault::new("holds a NUL byte", ""));
+        if s.text.contains(char::is_control) {
+            return Err(Fault::new("holds a control character", ""));
         }
         if !path.is_absolute() {
             return Err(Fault::new("is a relative path", "write it from `/` on"));
@@ -96,11 +96,15 @@ pub(super) const CONFLIST: ValueKind<String> = ValueKind {
     what: "a file name that ends in `.conflist`",
     parse: |s| {
         let label = "such as `10-netd.conflist`";
-        if s.text.contains(['/', '\0']) {
+        if s.text.contains('/') {
             return Err(Fault::new("is a path, not a bare file name", label));
         }
         // Runtimes skip other names: they read a list of plugins from `.conflist` only.
-        if s.text.len() > FILE_NAME || s.text.starts_with('.') || !s.text.ends_with(".conflist") {
+        if s.text.len() > FILE_NAME
+            || s.text.contains(char::is_control)
+            || s.text.starts_with('.')
+            || !s.text.ends_with(".conflist")
+        {
             return Err(Fault::new("is not a visible file name that ends in `.conflist`", label));
         }
         Ok(s.text.to_owned())
@@ -134,7 +138,7 @@ pub(super) fn is_node_name(name: &str) -> bool {
     name.len() <= 253 && name.split('.').all(label)
 }
 
-/// As `dev_valid_name` in the kernel's net/core/dev.c.
+/// As `dev_valid_name` in the kernel's net/core/dev.c, less control characters.
 pub(super) const INTERFACE: ValueKind<String> = ValueKind {
     what: "the name of an interface",
     parse: |s| {
@@ -144,7 +148,7 @@ pub(super) const INTERFACE: ValueKind<String> = ValueKind {
                 format!("at most {INTERFACE_NAME} bytes"),
             ));
         }
-        let bad = |c: char| c == '/' || c == ':' || c == '\0' || c.is_whitespace();
+        let bad = |c: char| c == '/' || c == ':' || c.is_control() || c.is_whitespace();
         if matches!(s.text, "" | "." | "..") || s.text.contains(bad) {
             return Err(Fault::new("is not the name of an interface", "such as `eth0`"));
         }
@@ -181,6 +185,9 @@ pub(super) const FILTER: ValueKind<String> = ValueKind {
         const LEVELS: [&str; 7] = ["off", "error", "warn", "warning", "info", "debug", "trace"];
         if s.text.trim().is_empty() {
             return Err(Fault::new("is empty", "write a level such as `info`"));
+        }
+        if s.text.contains(char::is_control) {
+            return Err(Fault::new("holds a control character", ""));
         }
         if let Err(error) = EnvFilter::try_new(s.text) {
             return Err(Fault::new(
