@@ -29,6 +29,7 @@ use crate::model::ObjectName;
 use netd_bpf::service::{Backend, Frontend, FrontendKey, frontend_flag, kind};
 use serde::Serialize;
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -75,6 +76,21 @@ pub enum Op {
         /// Its key.
         key: FrontendKey,
     },
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SetBackend { id, .. } => write!(f, "setting backend {id}"),
+            Self::SetSlots { base, ids } => write!(f, "setting {} slots from {base}", ids.len()),
+            Self::SetFrontend { key, .. } => {
+                write!(f, "setting frontend {} protocol {}", address(key), key.proto)
+            }
+            Self::DeleteFrontend { key } => {
+                write!(f, "deleting frontend {} protocol {}", address(key), key.proto)
+            }
+        }
+    }
 }
 
 /// A change of what a number of the kernel stands for.
