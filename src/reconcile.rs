@@ -2,4 +2,5 @@
 //!
 //! A reconciler is one task: newest snapshot → plan → operations, with an audit that reads the kernel back.
 
+pub mod node;
 pub mod services;

@@ -1,7 +1,7 @@
 //! The CNI server's [`Plumbing`] over the real kernel, datapath, state folder and store.
 
 use super::ready::Readiness;
-use crate::cni::server::plumbing::{Fault, HostEnd, Interface, Link, Lookup, Plumbing, Row};
+use crate::cni::server::{Fault, Host, HostEnd, Interface, Link, Lookup, Plumbing, Row};
 use crate::datapath::{self, Datapath};
 use crate::directory::status::{self, PodStatus};
 use crate::ipam::ledger::{Attachment, Entry};
@@ -160,12 +160,11 @@ impl Plumbing for Kernel {
         self.blocking(move |datapath| datapath.upsert_pod(&row)).await
     }
 
-    async fn expel(&self, host_name: &str, ifindex: Option<u32>, addresses: &[IpAddr]) -> Result<(), Fault> {
-        let by_name = match ifindex {
-            Some(_) => None,
-            None => self.netlink.link_by_name(host_name).await.map_err(failed)?.map(|link| link.index),
+    async fn expel(&self, host: Host<'_>, addresses: &[IpAddr]) -> Result<(), Fault> {
+        let ifindex = match host {
+            Host::Index(ifindex) => Some(ifindex),
+            Host::Name(name) => self.netlink.link_by_name(name).await.map_err(failed)?.map(|link| link.index),
         };
-        let ifindex = ifindex.or(by_name);
         let addresses: Vec<_> = addresses.iter().map(|address| netd_bpf::Addr::from(*address)).collect();
         self.blocking(move |datapath| {
             for pod in datapath.pods()? {

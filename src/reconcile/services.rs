@@ -156,8 +156,9 @@ impl<S: Source, M: ServiceMaps> Reconciler<S, M> {
         source: S,
         snapshots: watch::Receiver<Arc<S::Snapshot>>,
         maps: M,
+        metrics: ServiceMetrics,
     ) -> (Self, Handle) {
-        let (worker, handle) = Worker::new(config, maps);
+        let (worker, handle) = Worker::new(config, maps, metrics);
         (Self { config, source: Arc::new(source), snapshots, worker }, handle)
     }
 
