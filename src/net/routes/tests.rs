@@ -15,7 +15,7 @@ async fn node() -> (NetNs, Netlink, u32) {
     let ns = namespace();
     sh(
         &ns,
-        "ip link set lo up; ip link add u0 type veth peer name far; ip link set far up
+        "ip link set lo up; ip link add u0 type veth peer name far; ip link set far up addrgenmode none
          ip link set u0 up addrgenmode none
          ip addr add 192.0.2.1/24 dev u0; ip addr add 2001:db8::1/64 dev u0 nodad
          ip route add default via 192.0.2.254; ip -6 route add default via 2001:db8::fe",
