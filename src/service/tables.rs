@@ -14,10 +14,10 @@
 //! quarantine, counted from [`Tables::applied`], before it is given out again. Programs must therefore
 //! follow a slot to a backend that is terminating.
 //!
-//! Nothing is truncated. A Service is admitted, all of it, if its rows fit *and* the longest list could still be
-//! written a second time, so that every admitted list can change; otherwise it is refused, and named.
-//! Services that the kernel has come before new ones. A change that only lacks room which the
-//! quarantine holds waits; the Service keeps its former rows until then.
+//! Nothing is truncated. A new Service is admitted, all of it, if its rows fit *and* the longest list could still
+//! be written a second time, so that every admitted list can change; otherwise it is refused, and named.
+//! Services that the kernel has come before new ones, and their lists change one by one. A change that only
+//! lacks room which the quarantine holds waits; the frontend keeps its former row until then.
 
 mod admit;
 mod read;
@@ -186,6 +186,8 @@ struct Record {
     owner: Option<PortName>,
     /// False if the row cannot be trusted: it names slots or backends that do not exist.
     intact: bool,
+    /// The row has not yet got its owner's number.
+    misnumbered: bool,
     /// The last round in which it was wanted.
     round: u64,
 }
@@ -226,8 +228,10 @@ struct Change<'a> {
     known: bool,
     /// Rows that take no room that they do not have.
     free: Vec<(&'a DesiredFrontend, Place)>,
-    /// Rows that need room, together.
-    costly: Vec<&'a DesiredFrontend>,
+    /// Rows that need another range of slots, each on its own.
+    changed: Vec<&'a DesiredFrontend>,
+    /// Rows that are not there, all or none.
+    added: Vec<&'a DesiredFrontend>,
 }
 
 impl Tables {
@@ -249,19 +253,30 @@ impl Tables {
 
         changes.sort_by_key(|change| !change.known);
         let mut added = 0;
-        for change in changes.iter().filter(|change| !change.costly.is_empty()) {
-            match self.admit(change) {
-                Ok(ranges) => {
-                    let rows = self.frontends.len();
-                    for (frontend, range) in change.costly.iter().zip(ranges) {
-                        self.write(change.service, frontend, Place::New(range), &mut sets, &mut plan.names);
+        for change in &changes {
+            let mut short: Option<Refusal> = None;
+            for unit in change.changed.chunks(1).chain([&change.added[..]]) {
+                let rows = self.frontends.len();
+                match self.admit(change.service, unit) {
+                    Ok(ranges) => {
+                        for (frontend, range) in unit.iter().zip(ranges) {
+                            let place = Place::New(range);
+                            self.write(change.service, frontend, place, &mut sets, &mut plan.names);
+                        }
+                        added += self.frontends.len() - rows;
                     }
-                    added += self.frontends.len() - rows;
+                    Err(refusal) => {
+                        self.part_with(change.service, unit, &mut deletes, &mut plan.names);
+                        if short.as_ref().is_none_or(|short| short.waits) {
+                            short = Some(refusal);
+                        }
+                    }
                 }
-                Err(mut refusal) => {
-                    refusal.keeps_rows = self.keep(change, &mut deletes, &mut plan.names);
-                    if refusal.waits { &mut plan.waiting } else { &mut plan.refused }.push(refusal);
-                }
+            }
+            if let Some(mut refusal) = short {
+                let stays = |f: &DesiredFrontend| self.frontends.contains_key(&f.key);
+                refusal.keeps_rows = change.service.frontends.iter().any(stays);
+                if refusal.waits { &mut plan.waiting } else { &mut plan.refused }.push(refusal);
             }
         }
 
@@ -313,10 +328,11 @@ impl Tables {
     fn compare<'a>(&mut self, desired: &'a Desired, plan: &mut Plan) -> Vec<Change<'a>> {
         let mut changes = Vec::new();
         for service in &desired.services {
-            let mut change = Change { service, known: false, free: Vec::new(), costly: Vec::new() };
+            let mut change =
+                Change { service, known: false, free: Vec::new(), changed: Vec::new(), added: Vec::new() };
             for frontend in &service.frontends {
                 let Some(record) = self.frontends.get_mut(&frontend.key) else {
-                    change.costly.push(frontend);
+                    change.added.push(frontend);
                     continue;
                 };
                 change.known = true;
@@ -332,7 +348,7 @@ impl Tables {
                     if frontend.backends.is_empty() {
                         change.free.push((frontend, Place::New(None)));
                     } else {
-                        change.costly.push(frontend);
+                        change.changed.push(frontend);
                     }
                     continue;
                 }
@@ -342,32 +358,39 @@ impl Tables {
                         && owner.protocol == frontend.protocol
                         && owner.service == service.name
                 });
-                let number = record.row.service;
-                if !owned || record.row != row(frontend, number, record.row.slot_base, record.row.generation)
-                {
+                let now = &record.row;
+                let right = owned
+                    && !record.misnumbered
+                    && *now == row(frontend, now.service, now.slot_base, now.generation);
+                if !right {
                     change.free.push((frontend, Place::Keep));
                 }
             }
-            if !change.free.is_empty() || !change.costly.is_empty() {
+            if !(change.free.is_empty() && change.changed.is_empty() && change.added.is_empty()) {
                 changes.push(change);
             }
         }
         changes
     }
 
-    /// Takes over the number of a row that a former agent wrote, unless another port has it.
+    /// Gives a row that a former agent wrote to who claims it first, with its number, unless another port
+    /// has taken that.
     fn adopt(&mut self, service: &DesiredService, frontend: &DesiredFrontend, plan: &mut Plan) {
-        let Some(record) = self.frontends.get_mut(&frontend.key) else { return };
-        let (name, number) = (service.port_name(frontend), record.row.service);
-        match self.ports.get_mut(&name) {
-            Some(port) if port.number == number => port.rows += 1,
-            None if number != 0 && self.numbers.insert(number) => {
-                self.ports.insert(name.clone(), Port { number, rows: 1 });
-            }
-            _ => return,
+        let name = service.port_name(frontend);
+        let Some(record) = self.frontends.get(&frontend.key) else { return };
+        let written = record.row.service;
+        if written != 0 && !self.ports.contains_key(&name) && self.numbers.insert(written) {
+            self.ports.insert(name.clone(), Port { number: written, rows: 0 });
+        }
+        let number = self.number(&name);
+        if let Some(port) = self.ports.get_mut(&name) {
+            port.rows += 1;
         }
         plan.names.push(NameChange::Frontend { number, port: name.clone(), address: address(&frontend.key) });
-        record.owner = Some(name);
+        if let Some(record) = self.frontends.get_mut(&frontend.key) {
+            record.misnumbered = number != written;
+            record.owner = Some(name);
+        }
     }
 
     /// Writes a frontend: its new backends, its slots, its row.
@@ -415,7 +438,15 @@ impl Tables {
         };
         let row = row(frontend, number, range.map_or(0, |range| range.base), generation);
         ops.push(Op::SetFrontend { key: frontend.key, row });
-        let record = Record { row, ids, range, owner: Some(name), intact: true, round: self.round };
+        let record = Record {
+            row,
+            ids,
+            range,
+            owner: Some(name),
+            intact: true,
+            misnumbered: false,
+            round: self.round,
+        };
         self.frontends.insert(frontend.key, record);
     }
 
@@ -431,19 +462,23 @@ impl Tables {
         }
     }
 
-    /// Leaves the rows of a Service that does not fit as they are; but a row that cannot be trusted, or that
-    /// was another Service's, would send its clients astray. True if some row stays.
-    fn keep(&mut self, change: &Change<'_>, ops: &mut Vec<Op>, names: &mut Vec<NameChange>) -> bool {
-        for frontend in &change.costly {
+    /// Rows that cannot change for want of room stay as they are; but one that cannot be trusted, or that was
+    /// another Service's, would send its clients astray, and goes.
+    fn part_with(
+        &mut self,
+        service: &DesiredService,
+        unit: &[&DesiredFrontend],
+        ops: &mut Vec<Op>,
+        names: &mut Vec<NameChange>,
+    ) {
+        for frontend in unit {
             let astray = self.frontends.get(&frontend.key).is_some_and(|record| {
-                let other = record.owner.as_ref().is_some_and(|owner| owner.service != change.service.name);
-                !record.intact || other
+                !record.intact || record.owner.as_ref().is_some_and(|owner| owner.service != service.name)
             });
             if astray {
                 self.delete(&frontend.key, ops, names);
             }
         }
-        change.service.frontends.iter().any(|frontend| self.frontends.contains_key(&frontend.key))
     }
 
     fn delete(&mut self, key: &FrontendKey, ops: &mut Vec<Op>, names: &mut Vec<NameChange>) {
