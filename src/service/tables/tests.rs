@@ -315,3 +315,38 @@ fn a_new_service_comes_whole_and_holds_nothing_while_it_waits() {
     assert_eq!((plan.waiting.len(), plan.refused.len()), (0, 0), "{plan:?}");
     assert_eq!((tables.usages().frontends.used, tables.usages().slots.used), (4, 10));
 }
+
+#[test]
+fn a_row_that_leads_astray_goes_if_there_is_no_room_to_mend_it() {
+    // Slot 1 names a backend that does not exist, and all other slots were written a moment ago.
+    let slots = [1, 7, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1];
+    let (mut tables, now) = damaged(&[(1, 0, 2)], &slots, &[(1, 1)]);
+    let wanted = desired([service(1, [1, 2])]);
+    let plan = done(&mut tables, &wanted, now);
+    assert_eq!(plan.waiting.len(), 1);
+    assert!(matches!(plan.ops[0], Op::DeleteFrontend { .. }), "{plan:?}");
+    let plan = done(&mut tables, &wanted, now + QUARANTINE);
+    assert_eq!(plan.waiting, []);
+    assert!(plan.ops.iter().any(|op| matches!(op, Op::SetFrontend { .. })), "{plan:?}");
+}
+
+#[test]
+fn two_services_that_find_rows_with_one_number_are_told_apart() {
+    // Both rows were of one Service port when the former agent died.
+    let wanted = desired([service(1, [1]), service(2, [1])]);
+    let (mut tables, now) = empty(8, 8, 16);
+    let mut rows = Vec::new();
+    for op in done(&mut tables, &wanted, now).ops {
+        if let Op::SetFrontend { key, row } = op {
+            rows.push((key, Frontend { service: 9, ..row }));
+        }
+    }
+    let backend = Backend { addr: addr(10, 1), port: 8080_u16.to_be(), proto: 6, state: 1, generation: 1 };
+    let kernel = Kernel { frontends: rows, slots: vec![1, 1], backends: vec![(1, backend)] };
+    let limits = Limits { frontends: 8, backends: 8, slots: 16 };
+    let mut tables = Tables::read(limits, QUARANTINE, &kernel, now);
+    let plan = done(&mut tables, &wanted, now);
+    let [Op::SetFrontend { key, row }] = &plan.ops[..] else { panic!("{plan:?}") };
+    assert_eq!((*key, row.service), (service(2, []).frontends[0].key, 10));
+    assert_eq!(done(&mut tables, &wanted, now).ops, []);
+}
