@@ -127,8 +127,6 @@ pub struct Handle {
     pub status: watch::Receiver<Arc<ServiceStatus>>,
     /// What the kernel's numbers stand for.
     pub names: Arc<Names>,
-    /// To be registered.
-    pub metrics: ServiceMetrics,
 }
 
 /// Why the task ended.
@@ -149,7 +147,7 @@ pub struct Reconciler<S: Source, M> {
 }
 
 impl<S: Source, M: ServiceMaps> Reconciler<S, M> {
-    /// Over these maps, following these snapshots.
+    /// Over these maps, following these snapshots, counting in these metrics.
     #[must_use]
     pub fn new(
         config: Config,

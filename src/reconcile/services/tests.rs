@@ -165,7 +165,7 @@ impl Running {
             ..Config::new(LIMITS)
         };
         let (count, asked) = watch::channel(0);
-        let (reconciler, handle) = Reconciler::new(config, Plans(count), receiver, maps.clone());
+        let (reconciler, handle) = Reconciler::new(config, Plans(count), receiver, maps.clone(), ServiceMetrics::default());
         let cancel = CancellationToken::new();
         let task = tokio::spawn(reconciler.run(cancel.clone()));
         Self { snapshots, asked, handle, cancel, task }

@@ -66,10 +66,10 @@ fn context<E: std::error::Error>(what: impl fmt::Display) -> impl FnOnce(E) -> S
 }
 
 impl<M: ServiceMaps> Worker<M> {
-    pub(super) fn new(config: Config, maps: M) -> (Self, Handle) {
+    pub(super) fn new(config: Config, maps: M, metrics: ServiceMetrics) -> (Self, Handle) {
         let (publish, status) = watch::channel(Arc::new(ServiceStatus::default()));
-        let (names, metrics) = (Arc::new(Names::default()), ServiceMetrics::default());
-        let handle = Handle { status, names: Arc::clone(&names), metrics: metrics.clone() };
+        let names = Arc::new(Names::default());
+        let handle = Handle { status, names: Arc::clone(&names) };
         let worker = Self {
             config,
             maps,
