@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-pub use file::{Found, Store};
+pub use file::{Found, Rows, Store};
 pub use state::{AllocateError, Attachment, Entry, New, Recovered, State};
 pub use writer::Writer;
 
@@ -184,22 +184,28 @@ impl Ledger {
                 result => break result?,
             }
         };
-        let clock = Clock::now();
-        let (state, fresh) = match store.read()? {
-            Found::Nothing => (State::new(cool_down), Some(Fresh::Missing)),
-            Found::Damaged(reason) => {
-                let to = store.set_aside(clock.time)?;
-                (State::new(cool_down), Some(Fresh::SetAside { to, reason }))
+        let (store, reason) = match store.read()? {
+            Found::Nothing => {
+                let ledger = Self { store, state: Arc::new(State::new(cool_down)) };
+                return Ok(Opened { ledger, fresh: Some(Fresh::Missing) });
             }
-            Found::Rows(rows) => match State::load(*rows, cool_down, clock) {
-                Ok(state) => (state, None),
-                Err(reason) => {
-                    let to = store.set_aside(clock.time)?;
-                    (State::new(cool_down), Some(Fresh::SetAside { to, reason }))
-                }
+            Found::Damaged(reason) => (store, reason),
+            Found::Rows(rows) => match Self::from_rows(store, *rows, cool_down) {
+                Ok(ledger) => return Ok(Opened { ledger, fresh: None }),
+                Err(damaged) => *damaged,
             },
         };
-        Ok(Opened { ledger: Self { store, state: Arc::new(state) }, fresh })
+        let to = store.set_aside(Clock::now().time)?;
+        let ledger = Self { store, state: Arc::new(State::new(cool_down)) };
+        Ok(Opened { ledger, fresh: Some(Fresh::SetAside { to, reason }) })
+    }
+
+    /// From rows just read; gives the store back, and the reason, if they contradict each other.
+    pub fn from_rows(store: Store, rows: Rows, cool_down: Duration) -> Result<Self, Box<(Store, String)>> {
+        match State::load(rows, cool_down, Clock::now()) {
+            Ok(state) => Ok(Self { store, state: Arc::new(state) }),
+            Err(reason) => Err(Box::new((store, reason))),
+        }
     }
 
     /// The state, as it is on disk.
