@@ -47,10 +47,11 @@ use plumbing::Kernel;
 use ready::Readiness;
 use seams::{Maps, OnNode};
 use state::State;
+use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tasks::Tasks;
-use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Mutex, watch};
 
@@ -152,8 +153,9 @@ async fn start(config: Config, started: Instant) -> Result<Agent, Error> {
     let store = Arc::new(Store::new());
 
     let datapath_config = config.datapath.clone();
-    let (datapath, report) =
-        tokio::task::spawn_blocking(move || Datapath::open(&datapath_config)).await?.map_err(Error::Datapath)?;
+    let (datapath, report) = tokio::task::spawn_blocking(move || Datapath::open(&datapath_config))
+        .await?
+        .map_err(Error::Datapath)?;
     for (map, wanted, actual) in &report.sizes {
         tracing::warn!(
             target: "netd::datapath",
@@ -215,7 +217,11 @@ async fn start(config: Config, started: Instant) -> Result<Agent, Error> {
     let listener = api::bind(&socket).map_err(listen(socket.display().to_string()))?;
     let public = match config.agent.metrics_listen {
         Some(address) => {
-            Some(TcpListener::bind(address).await.map_err(listen(address.to_string()))?)
+            let bound = TcpListener::bind(address).and_then(|bound| {
+                bound.set_nonblocking(true)?;
+                Ok(bound)
+            });
+            Some(bound.map_err(listen(address.to_string()))?)
         }
         None => None,
     };
@@ -323,9 +329,8 @@ impl Agent {
 
     fn spawn_addresses(&self) {
         let (state, settings) = (Arc::clone(&self.state), self.settings.subscribe());
-        self.tasks.spawn("addresses", move |cancel| {
-            addresses::run(Arc::clone(&state), settings.clone(), cancel)
-        });
+        self.tasks
+            .spawn("addresses", move |cancel| addresses::run(Arc::clone(&state), settings.clone(), cancel));
     }
 
     fn spawn_drops(&self) {
@@ -383,14 +388,17 @@ impl Agent {
     fn spawn_api(&self, listener: UnixListener, public: Option<TcpListener>, metrics: Metrics) {
         let shared = api::Shared { state: Arc::clone(&self.state), metrics: Arc::new(metrics) };
         let cni = server::router(Arc::clone(&self.state.cni));
-        let listener = Arc::new(listener);
         self.tasks.spawn("api", {
             let shared = shared.clone();
-            move |cancel| api::serve_socket(Arc::clone(&listener), shared.clone(), cni.clone(), cancel)
+            move |cancel| {
+                let (listener, shared, cni) = (listener.try_clone(), shared.clone(), cni.clone());
+                async move { api::serve_socket(listener?, shared, cni, cancel).await }
+            }
         });
-        if let Some(public) = public.map(Arc::new) {
+        if let Some(public) = public {
             self.tasks.spawn("metrics", move |cancel| {
-                api::serve_tcp(Arc::clone(&public), shared.clone(), cancel)
+                let (public, shared) = (public.try_clone(), shared.clone());
+                async move { api::serve_tcp(public?, shared, cancel).await }
             });
         }
     }

@@ -24,7 +24,8 @@ pub(super) async fn run(
     loop {
         let config = settings.borrow_and_update().ipam.clone();
         let snapshot = Arc::clone(&snapshots.borrow_and_update());
-        let wanted = (ranges(&config.pod_cidrs, &config.draining, &snapshot.model, &state.node), config.cool_down);
+        let wanted =
+            (ranges(&config.pod_cidrs, &config.draining, &snapshot.model, &state.node), config.cool_down);
         if given.as_ref() != Some(&wanted) {
             let (ranges, cool_down) = wanted.clone();
             if ranges.active.is_empty() {
@@ -52,12 +53,7 @@ pub(super) async fn run(
     }
 }
 
-fn ranges(
-    configured: &[ipnet::IpNet],
-    draining: &[ipnet::IpNet],
-    model: &Model,
-    node: &str,
-) -> Ranges {
+fn ranges(configured: &[ipnet::IpNet], draining: &[ipnet::IpNet], model: &Model, node: &str) -> Ranges {
     let active = if configured.is_empty() {
         model.nodes.get(node).map(|node| node.pod_cidrs.clone()).unwrap_or_default()
     } else {
@@ -68,9 +64,8 @@ fn ranges(
 }
 
 fn describe(ranges: &Ranges) -> String {
-    let list = |ranges: &[ipnet::IpNet]| {
-        ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-    };
+    let list =
+        |ranges: &[ipnet::IpNet]| ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let draining = match ranges.draining.as_slice() {
         [] => String::new(),
         some => format!("; draining {}", list(some)),
@@ -87,8 +82,11 @@ mod tests {
     fn the_configuration_comes_first_and_the_node_object_next() {
         let net = |text: &str| text.parse().unwrap();
         let mut model = Model::default();
-        let node =
-            Node { name: "n1".into(), pod_cidrs: vec![net("10.1.0.0/24"), net("fd00:1::/64")], ..Node::default() };
+        let node = Node {
+            name: "n1".into(),
+            pod_cidrs: vec![net("10.1.0.0/24"), net("fd00:1::/64")],
+            ..Node::default()
+        };
         model.nodes.insert("n1".into(), Arc::new(node));
         assert_eq!(ranges(&[], &[], &model, "n1").active, [net("10.1.0.0/24"), net("fd00:1::/64")]);
         assert_eq!(ranges(&[], &[], &model, "n2").active, []);

@@ -23,7 +23,9 @@ use axum::serve::IncomingStream;
 use axum::{Json, Router};
 use std::fs;
 use std::io;
+use std::net::TcpListener as StdTcpListener;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::Path;
 use std::sync::Arc;
 use tokio::net::{TcpListener, UnixListener};
@@ -53,11 +55,12 @@ impl Connected<IncomingStream<'_, UnixListener>> for Peer {
 /// # Errors
 /// The listener breaks.
 pub(super) async fn serve_socket(
-    listener: Arc<UnixListener>,
+    listener: StdUnixListener,
     shared: Shared,
     cni: Router,
     cancel: CancellationToken,
 ) -> Result<(), Failure> {
+    let listener = UnixListener::from_std(listener)?;
     let router = public()
         .route("/v1/status", get(status))
         .route("/v1/drops", get(drops))
@@ -74,11 +77,14 @@ pub(super) async fn serve_socket(
 /// # Errors
 /// The listener breaks.
 pub(super) async fn serve_tcp(
-    listener: Arc<TcpListener>,
+    listener: StdTcpListener,
     shared: Shared,
     cancel: CancellationToken,
 ) -> Result<(), Failure> {
-    axum::serve(listener, public().with_state(shared)).with_graceful_shutdown(cancel.cancelled_owned()).await?;
+    let listener = TcpListener::from_std(listener)?;
+    axum::serve(listener, public().with_state(shared))
+        .with_graceful_shutdown(cancel.cancelled_owned())
+        .await?;
     Ok(())
 }
 
@@ -87,12 +93,13 @@ pub(super) async fn serve_tcp(
 ///
 /// # Errors
 /// The path cannot be bound.
-pub(super) fn bind(path: &Path) -> io::Result<UnixListener> {
+pub(super) fn bind(path: &Path) -> io::Result<StdUnixListener> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let listener = UnixListener::bind(path)?;
+    let listener = StdUnixListener::bind(path)?;
+    listener.set_nonblocking(true)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     Ok(listener)
 }

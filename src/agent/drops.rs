@@ -17,37 +17,37 @@ const LOG_KEYS: usize = 1024;
 
 /// One dropped packet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Dropped {
+pub(super) struct Dropped {
     /// Milliseconds since 1970.
-    pub time_ms: u128,
+    pub(super) time_ms: u128,
     /// Why, as the metric's label has it.
-    pub reason: &'static str,
+    pub(super) reason: &'static str,
     /// Why, for people.
-    pub because: &'static str,
+    pub(super) because: &'static str,
     /// Where in the datapath.
-    pub stage: &'static str,
+    pub(super) stage: &'static str,
     /// Namespace and name of the pod whose interface it was, if it is known.
-    pub pod: Option<String>,
+    pub(super) pod: Option<String>,
     /// Source address.
-    pub source: IpAddr,
+    pub(super) source: IpAddr,
     /// Source port, 0 without one.
-    pub source_port: u16,
+    pub(super) source_port: u16,
     /// Destination address before translation.
-    pub destination: IpAddr,
+    pub(super) destination: IpAddr,
     /// Destination port before translation, 0 without one.
-    pub destination_port: u16,
+    pub(super) destination_port: u16,
     /// IANA protocol number.
-    pub protocol: u8,
+    pub(super) protocol: u8,
     /// Service port, if the packet was for one.
-    pub service: Option<String>,
+    pub(super) service: Option<String>,
     /// Bytes, with the link header.
-    pub length: u32,
+    pub(super) length: u32,
     /// Ethernet protocol number.
-    pub ethertype: u32,
+    pub(super) ethertype: u32,
 }
 
 /// Names of the datapath's numbers at this moment.
-pub trait Names: Send + Sync {
+pub(super) trait Names: Send + Sync {
     /// Namespace and name of an endpoint.
     fn pod(&self, endpoint: u32) -> Option<String>;
     /// Namespace, name and port of a Service port.
@@ -56,12 +56,12 @@ pub trait Names: Send + Sync {
 
 /// The ring of the newest drops.
 #[derive(Clone, Debug, Default)]
-pub struct Drops(Arc<Mutex<VecDeque<Dropped>>>);
+pub(super) struct Drops(Arc<Mutex<VecDeque<Dropped>>>);
 
 impl Drops {
     /// The newest `limit`, the oldest of them first.
     #[must_use]
-    pub fn newest(&self, limit: usize) -> Vec<Dropped> {
+    pub(super) fn newest(&self, limit: usize) -> Vec<Dropped> {
         let ring = self.ring();
         ring.iter().skip(ring.len().saturating_sub(limit)).cloned().collect()
     }
@@ -70,7 +70,7 @@ impl Drops {
     ///
     /// # Errors
     /// The buffer cannot be watched.
-    pub async fn follow(&self, events: &mut Events, names: &dyn Names) -> std::io::Result<()> {
+    pub(super) async fn follow(&self, events: &mut Events, names: &dyn Names) -> std::io::Result<()> {
         let mut log = Log::default();
         loop {
             let dropped = describe(&events.next().await?, names);
@@ -91,7 +91,9 @@ impl Drops {
 fn describe(event: &Drop, names: &dyn Names) -> Dropped {
     let (reason, because) = reason_name(event.reason);
     Dropped {
-        time_ms: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis()),
+        time_ms: SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .map_or(0, |since| since.as_millis()),
         reason,
         because,
         stage: stage_name(event.stage),
@@ -109,7 +111,7 @@ fn describe(event: &Drop, names: &dyn Names) -> Dropped {
 
 /// Label and sentence of a reason.
 #[must_use]
-pub fn reason_name(number: u8) -> (&'static str, &'static str) {
+pub(super) fn reason_name(number: u8) -> (&'static str, &'static str) {
     reason::ALL
         .iter()
         .find(|(have, _, _)| *have == number)
@@ -118,7 +120,7 @@ pub fn reason_name(number: u8) -> (&'static str, &'static str) {
 
 /// Label of a stage.
 #[must_use]
-pub const fn stage_name(number: u8) -> &'static str {
+pub(super) const fn stage_name(number: u8) -> &'static str {
     match number {
         stage::POD_EGRESS => "pod_egress",
         stage::POD_INGRESS => "pod_ingress",
@@ -193,7 +195,10 @@ mod tests {
             ..Drop::default()
         };
         let told = describe(&event, &Two);
-        assert_eq!((told.reason, told.stage, told.pod.as_deref()), ("spoofed_source", "pod_egress", Some("shop/web")));
+        assert_eq!(
+            (told.reason, told.stage, told.pod.as_deref()),
+            ("spoofed_source", "pod_egress", Some("shop/web"))
+        );
         assert_eq!((told.source.to_string().as_str(), told.source_port), ("10.0.0.9", 1000));
         assert_eq!((told.destination.to_string().as_str(), told.destination_port), ("fd00::1", 80));
         assert_eq!(describe(&Drop { reason: 200, ..event }, &Two).reason, "unknown");

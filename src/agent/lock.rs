@@ -44,7 +44,7 @@ pub enum Error {
 
 /// Held for the agent's life.
 #[derive(Debug)]
-pub struct NodeLock {
+pub(super) struct NodeLock {
     _file: Flock<File>,
     _name: UnixListener,
 }
@@ -54,7 +54,7 @@ impl NodeLock {
     ///
     /// # Errors
     /// Another agent runs, or the run folder cannot be used.
-    pub fn take(run_dir: &Path) -> Result<Self, Error> {
+    pub(super) fn take(run_dir: &Path) -> Result<Self, Error> {
         let path = run_dir.join("agent.lock");
         let io = |source| Error::Io { path: path.clone(), source };
         fs::DirBuilder::new().recursive(true).mode(0o755).create(run_dir).map_err(io)?;

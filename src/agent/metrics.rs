@@ -7,9 +7,9 @@ use crate::telemetry::metrics::Metrics;
 use netd_bpf::event::{Count, reason};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::metrics::MetricType;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Weak};
@@ -17,8 +17,8 @@ use std::sync::{Arc, Weak};
 /// Registers everything of the agent.
 pub(super) fn build(state: &Arc<State>, services: &ServiceMetrics) -> Metrics {
     let mut metrics = Metrics::new();
-    services.register(metrics.module("services"));
-    metrics.module("").register_collector(Box::new(Agent(Arc::downgrade(state))));
+    services.register(metrics.registry());
+    metrics.registry().register_collector(Box::new(Agent(Arc::downgrade(state))));
     metrics
 }
 
@@ -52,7 +52,12 @@ impl Collector for Agent {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let Some(state) = self.0.upgrade() else { return Ok(()) };
         let ready = ConstGauge::new(i64::from(state.readiness.is_ready()));
-        ready.encode(encoder.encode_descriptor("ready", "1 when nothing is pending", None, MetricType::Gauge)?)?;
+        ready.encode(encoder.encode_descriptor(
+            "ready",
+            "1 when nothing is pending",
+            None,
+            MetricType::Gauge,
+        )?)?;
         let pods = i64::try_from(state.cni.state().entries().count()).unwrap_or(i64::MAX);
         ConstGauge::new(pods).encode(encoder.encode_descriptor(
             "pods",
@@ -62,13 +67,21 @@ impl Collector for Agent {
         )?)?;
         drops(&state, &mut encoder)?;
         paths(&state, &mut encoder)?;
-        let mut restarts =
-            encoder.encode_descriptor("task_restarts", "Times a task was started again", None, MetricType::Counter)?;
+        let mut restarts = encoder.encode_descriptor(
+            "task_restarts",
+            "Times a task was started again",
+            None,
+            MetricType::Counter,
+        )?;
         for (name, task) in state.tasks.states() {
             ConstCounter::new(task.restarts).encode(restarts.encode_family(&Named { name })?)?;
         }
-        let mut addresses =
-            encoder.encode_descriptor("addresses", "Addresses of the ranges by state", None, MetricType::Gauge)?;
+        let mut addresses = encoder.encode_descriptor(
+            "addresses",
+            "Addresses of the ranges by state",
+            None,
+            MetricType::Gauge,
+        )?;
         for usage in state.cni.usage() {
             for (label, count) in [("used", usage.used), ("cooling", usage.cooling)] {
                 let labels = Range { range: usage.range.to_string(), state: label };

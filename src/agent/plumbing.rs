@@ -18,21 +18,21 @@ use tokio::task::JoinError;
 
 /// What the agent's CNI server works on.
 #[derive(Debug)]
-pub struct Kernel {
+pub(super) struct Kernel {
     /// The node's own network namespace.
-    pub netlink: Netlink,
+    pub(super) netlink: Netlink,
     /// The loaded programs.
-    pub datapath: Arc<Datapath>,
+    pub(super) datapath: Arc<Datapath>,
     /// The model.
-    pub store: Arc<Store>,
+    pub(super) store: Arc<Store>,
     /// The state folder, whose `status/` the pods' addresses go to.
-    pub state: PathBuf,
+    pub(super) state: PathBuf,
     /// Name of this node.
-    pub node: String,
+    pub(super) node: String,
     /// MTU of pods' interfaces.
-    pub mtu: u32,
+    pub(super) mtu: u32,
     /// What ADD waits for.
-    pub readiness: Readiness,
+    pub(super) readiness: Readiness,
 }
 
 fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Fault {
@@ -62,7 +62,8 @@ impl Kernel {
         E: std::error::Error + Send + Sync + 'static,
     {
         let datapath = Arc::clone(&self.datapath);
-        let done: Result<Result<T, E>, JoinError> = tokio::task::spawn_blocking(move || call(&datapath)).await;
+        let done: Result<Result<T, E>, JoinError> =
+            tokio::task::spawn_blocking(move || call(&datapath)).await;
         done.map_err(failed)?.map_err(failed)
     }
 
@@ -78,7 +79,12 @@ impl Kernel {
     }
 
     const fn link(&self, link: PodLink) -> Link {
-        Link { host_ifindex: link.host_ifindex, host_mac: link.host_mac, pod_mac: link.pod_mac, mtu: self.mtu }
+        Link {
+            host_ifindex: link.host_ifindex,
+            host_mac: link.host_mac,
+            pod_mac: link.pod_mac,
+            mtu: self.mtu,
+        }
     }
 }
 
@@ -185,8 +191,7 @@ impl Plumbing for Kernel {
 
     async fn write_status(&self, entry: &Entry) -> Result<(), Fault> {
         let Some(pod) = &entry.pod else { return Ok(()) };
-        let report =
-            PodStatus::new(pod, &self.node, &entry.attachment.container_id, entry.addresses.clone());
+        let report = PodStatus::new(pod, &self.node, &entry.attachment.container_id, entry.addresses.clone());
         let state = self.state.clone();
         self.blocking(move |_| status::write(&state, &report)).await
     }

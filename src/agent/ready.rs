@@ -6,7 +6,7 @@ use tokio::sync::watch;
 
 /// What the agent waits for before it is ready.
 #[derive(Clone, Debug)]
-pub struct Readiness {
+pub(super) struct Readiness {
     pending: Arc<watch::Sender<BTreeMap<&'static str, String>>>,
 }
 
@@ -18,30 +18,30 @@ impl Default for Readiness {
 
 impl Readiness {
     /// Adds a condition, or changes its reason, with what it waits for in words.
-    pub fn wait_for(&self, condition: &'static str, why: impl Into<String>) {
+    pub(super) fn wait_for(&self, condition: &'static str, why: impl Into<String>) {
         let why = why.into();
         self.pending.send_if_modified(|pending| pending.insert(condition, why.clone()) != Some(why));
     }
 
     /// Meets a condition.
-    pub fn done(&self, condition: &'static str) {
+    pub(super) fn done(&self, condition: &'static str) {
         self.pending.send_if_modified(|pending| pending.remove(condition).is_some());
     }
 
     /// What is pending: condition and reason.
     #[must_use]
-    pub fn pending(&self) -> BTreeMap<&'static str, String> {
+    pub(super) fn pending(&self) -> BTreeMap<&'static str, String> {
         self.pending.borrow().clone()
     }
 
     /// True once nothing is pending.
     #[must_use]
-    pub fn is_ready(&self) -> bool {
+    pub(super) fn is_ready(&self) -> bool {
         self.pending.borrow().is_empty()
     }
 
     /// Waits until nothing is pending.
-    pub async fn ready(&self) {
+    pub(super) async fn ready(&self) {
         let mut pending = self.pending.subscribe();
         // The sender lives as long as `self`.
         drop(pending.wait_for(BTreeMap::is_empty).await);

@@ -1,7 +1,8 @@
 //! The Service reconciler's seams: the store's snapshots and the datapath's tables.
 
 use crate::datapath::{self, Datapath};
-use crate::model::endpoints::{self, EndpointIndex, Family, Scope, View};
+use crate::model::Family;
+use crate::model::endpoints::{self, EndpointIndex, Scope, View};
 use crate::reconcile::services::{ServiceMaps, Source};
 use crate::service::plan::{self, Choice, Desired};
 use crate::store::Snapshot;
@@ -10,7 +11,7 @@ use std::sync::Arc;
 
 /// Plans for this node.
 #[derive(Debug)]
-pub struct OnNode(pub String);
+pub(super) struct OnNode(pub(super) String);
 
 impl Source for OnNode {
     type Snapshot = Snapshot;
@@ -36,7 +37,7 @@ impl Source for OnNode {
 
 /// The pinned tables.
 #[derive(Debug)]
-pub struct Maps(pub Arc<Datapath>);
+pub(super) struct Maps(pub(super) Arc<Datapath>);
 
 impl ServiceMaps for Maps {
     type Error = datapath::Error;

@@ -60,7 +60,9 @@ impl State {
         let node = self.node_status.borrow().clone();
         let flows = self.datapath.flow_usage();
         let paths = match self.datapath.path_counts() {
-            Ok(paths) => paths.iter().map(|(name, count)| ((*name).to_owned(), json!(count.packets))).collect(),
+            Ok(paths) => {
+                paths.iter().map(|(name, count)| ((*name).to_owned(), json!(count.packets))).collect()
+            }
             Err(error) => json!({ "error": chain(&error) }),
         };
         let ranges: Vec<Value> = self

@@ -18,22 +18,22 @@ const LAST_DELAY: Duration = Duration::from_secs(10);
 const SETTLED: Duration = Duration::from_secs(60);
 
 /// What a task's future may end with.
-pub type Failure = Box<dyn std::error::Error + Send + Sync>;
+pub(super) type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// State of one task, for status and metrics.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub struct State {
+pub(super) struct State {
     /// It runs now.
-    pub running: bool,
+    pub(super) running: bool,
     /// How often it was started again.
-    pub restarts: u64,
+    pub(super) restarts: u64,
     /// Why it failed last.
-    pub last_failure: Option<String>,
+    pub(super) last_failure: Option<String>,
 }
 
 /// The agent's tasks.
 #[derive(Clone, Debug)]
-pub struct Tasks {
+pub(super) struct Tasks {
     tracker: TaskTracker,
     cancel: CancellationToken,
     states: Arc<Mutex<BTreeMap<&'static str, State>>>,
@@ -47,7 +47,7 @@ impl Default for Tasks {
 
 impl Tasks {
     /// Starts a task under a name of its own.
-    pub fn spawn<F, R>(&self, name: &'static str, mut make: F)
+    pub(super) fn spawn<F, R>(&self, name: &'static str, mut make: F)
     where
         F: FnMut(CancellationToken) -> R + Send + 'static,
         R: Future<Output = Result<(), Failure>> + Send + 'static,
@@ -86,18 +86,18 @@ impl Tasks {
 
     /// The token that ends all tasks.
     #[must_use]
-    pub fn token(&self) -> &CancellationToken {
+    pub(super) fn token(&self) -> &CancellationToken {
         &self.cancel
     }
 
     /// States by name.
     #[must_use]
-    pub fn states(&self) -> BTreeMap<&'static str, State> {
+    pub(super) fn states(&self) -> BTreeMap<&'static str, State> {
         self.states.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Cancels all tasks and waits for their ends, `limit` at most; false if some did not end.
-    pub async fn stop(&self, limit: Duration) -> bool {
+    pub(super) async fn stop(&self, limit: Duration) -> bool {
         self.cancel.cancel();
         self.tracker.close();
         let stopped = tokio::time::timeout(limit, self.tracker.wait()).await.is_ok();

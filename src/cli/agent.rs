@@ -10,9 +10,15 @@ pub(super) fn run(loader: Loader) -> anyhow::Result<Exit> {
     start(loader, loaded, handle)
 }
 
-/// Seam: becomes the runtime and `crate::agent::run` when that is there. The agent needs all three: on
-/// SIGHUP it loads again, reports [`crate::config::diff`], and changes the filter.
+/// The one runtime of the process. Its workers only wait and plan; what blocks has threads of its own.
 fn start(loader: Loader, loaded: Loaded, logs: logs::Handle) -> anyhow::Result<Exit> {
-    drop((loader, loaded, logs));
-    anyhow::bail!("this build has no agent")
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(std::thread::available_parallelism().map_or(2, |cores| cores.get().clamp(2, 4)))
+        .thread_name("netd-worker")
+        .enable_all()
+        .build()?;
+    runtime.block_on(crate::agent::run(loaded.config, loader, logs))?;
+    // Blocking calls still under way must not hold up the end.
+    runtime.shutdown_background();
+    Ok(Exit::Ok)
 }

@@ -6,6 +6,7 @@
 //! thread; only CNI JSON goes to standard output.
 
 mod client;
+mod kernel;
 mod offline;
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,7 @@ use std::io::{Read, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
+pub use kernel::Local;
 pub use offline::{Kernel, Problem};
 
 /// More than any network configuration: what a runtime sends has a bound.

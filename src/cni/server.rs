@@ -210,7 +210,7 @@ impl<P: Plumbing> Server<P> {
     async fn detach(&self, entry: &Entry) -> Result<(), Error> {
         if let Some(pod) = &entry.pod
             && self.ledger.state().entries().all(|other| other.pod != entry.pod || is_same(other, entry))
-            && let Err(fault) = self.plumbing.remove_status(pod).await
+            && let Err(fault) = self.plumbing.remove_status(pod, &entry.attachment.container_id).await
         {
             // Recovery will find it again; the pod's end must not wait for a folder.
             tracing::warn!(%pod, error = types::chain(&fault), "cannot remove the pod's status");

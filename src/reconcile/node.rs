@@ -4,8 +4,8 @@
 //! configuration, and every [`AUDIT`] to see uplinks that came or went and to mend what others broke. Each
 //! round works from what the kernel says, so that aborting it anywhere is safe.
 
-use crate::datapath::Datapath;
 use crate::config::Config;
+use crate::datapath::Datapath;
 use crate::net::host::{self, Uplink};
 use crate::net::netlink::Netlink;
 use crate::net::plan::{self, Unreachable};
@@ -147,7 +147,10 @@ impl Reconciler {
         tell(&report);
         status.problems = report.conflicts.iter().map(ToString::to_string).collect();
         status.problems.extend(
-            report.failed.iter().map(|(prefix, error)| format!("{prefix}: {}", crate::telemetry::chain(error))),
+            report
+                .failed
+                .iter()
+                .map(|(prefix, error)| format!("{prefix}: {}", crate::telemetry::chain(error))),
         );
         Ok(())
     }

@@ -17,9 +17,6 @@ use std::collections::hash_map::Entry;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-/// The label by which a Service says that another proxy serves it.
-const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
-
 /// A port of a Service: what a service number of the kernel stands for.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct PortName {
@@ -141,7 +138,7 @@ where
     let mut out = Desired { services: Vec::with_capacity(model.services.len()), conflicts: Vec::new() };
     let mut holders: HashMap<FrontendKey, &ObjectName> = HashMap::with_capacity(model.services.len());
     for (name, service) in &model.services {
-        if service.labels.contains_key(PROXY_NAME) {
+        if service.skip_proxy {
             continue;
         }
         let mut frontends = Vec::with_capacity(service.ports.len() * service.cluster_ips.len());

@@ -38,9 +38,9 @@ impl Metrics {
         Self { registry }
     }
 
-    /// Where a module registers its own, under `netd_<module>_`.
-    pub fn module(&mut self, module: &str) -> &mut Registry {
-        self.registry.sub_registry_with_prefix(module)
+    /// Where modules register theirs; all names get `netd_` before them.
+    pub const fn registry(&mut self) -> &mut Registry {
+        &mut self.registry
     }
 
     /// All of them as text, of type [`CONTENT_TYPE`].

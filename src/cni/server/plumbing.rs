@@ -159,10 +159,14 @@ pub trait Plumbing: Send + Sync + 'static {
 
     /// Tells the other nodes the pod's addresses.
     fn write_status(&self, entry: &Entry) -> impl Future<Output = Result<(), Fault>> + Send;
-    /// Takes that back. Success if there is none.
-    fn remove_status(&self, pod: &ObjectName) -> impl Future<Output = Result<(), Fault>> + Send;
-    /// The pods whose status this node wrote; never another node's.
-    fn statuses(&self) -> impl Future<Output = Result<Vec<ObjectName>, Fault>> + Send;
+    /// Takes that back, if it is still about this container. Success if there is none.
+    fn remove_status(
+        &self,
+        pod: &ObjectName,
+        container_id: &str,
+    ) -> impl Future<Output = Result<(), Fault>> + Send;
+    /// The pods whose status this node wrote, with their containers; never another node's.
+    fn statuses(&self) -> impl Future<Output = Result<Vec<(ObjectName, String)>, Fault>> + Send;
 }
 
 /// `netd:<container id>:<interface>:<namespace>/<name>`, without the pod where it is unknown or where it

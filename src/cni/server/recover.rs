@@ -110,17 +110,17 @@ impl<P: Plumbing> Server<P> {
 
     async fn remove_statuses(
         &self,
-        statuses: Vec<ObjectName>,
+        statuses: Vec<(ObjectName, String)>,
         recovery: &mut Recovery,
     ) -> BTreeSet<ObjectName> {
         let state = self.ledger.state();
         let mut kept = BTreeSet::new();
-        for pod in statuses {
+        for (pod, container_id) in statuses {
             if state.entries().any(|entry| entry.pod.as_ref() == Some(&pod)) {
                 kept.insert(pod);
                 continue;
             }
-            match self.plumbing.remove_status(&pod).await {
+            match self.plumbing.remove_status(&pod, &container_id).await {
                 Ok(()) => recovery.statuses_removed += 1,
                 Err(fault) => recovery.problems.push(format!("status of {pod}: {}", types::chain(&fault))),
             }

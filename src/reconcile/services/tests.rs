@@ -150,6 +150,7 @@ struct Running {
     snapshots: watch::Sender<Arc<(Option<u64>, Desired)>>,
     asked: watch::Receiver<usize>,
     handle: Handle,
+    metrics: ServiceMetrics,
     cancel: CancellationToken,
     task: tokio::task::JoinHandle<Result<(), Error>>,
 }
@@ -165,10 +166,12 @@ impl Running {
             ..Config::new(LIMITS)
         };
         let (count, asked) = watch::channel(0);
-        let (reconciler, handle) = Reconciler::new(config, Plans(count), receiver, maps.clone(), ServiceMetrics::default());
+        let metrics = ServiceMetrics::default();
+        let (reconciler, handle) =
+            Reconciler::new(config, Plans(count), receiver, maps.clone(), metrics.clone());
         let cancel = CancellationToken::new();
         let task = tokio::spawn(reconciler.run(cancel.clone()));
-        Self { snapshots, asked, handle, cancel, task }
+        Self { snapshots, asked, handle, metrics, cancel, task }
     }
 
     fn publish(&self, generation: u64, desired: Desired) {
@@ -300,7 +303,7 @@ async fn metrics_have_the_figures_of_the_status() {
     let mut running = Running::start(&maps, NEVER);
     running.apply(3, desired(&[(1, &[1, 2]), (2, &[2, 3, 4, 5, 6, 7])])).await;
     let mut registry = prometheus_client::registry::Registry::with_prefix("netd");
-    running.handle.metrics.register(&mut registry);
+    running.metrics.register(&mut registry);
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
     for line in [

@@ -25,6 +25,7 @@ fn service(name: &str, ips: &[&str], ports: &[ServicePort]) -> Service {
         external_traffic_policy: TrafficPolicy::Cluster,
         affinity_seconds: None,
         publish_not_ready: false,
+        skip_proxy: false,
     }
 }
 
@@ -69,7 +70,7 @@ fn every_address_and_port_is_a_frontend() {
 fn headless_services_and_those_of_another_proxy_are_not_ours() {
     let http = [port(80, Protocol::Tcp)];
     let mut other = service("other", &["10.96.0.2"], &http);
-    other.labels.insert(PROXY_NAME.to_owned(), "mesh".to_owned());
+    other.skip_proxy = true;
     let desired = desired(&model([service("headless", &[], &http), other]), nobody);
     assert_eq!(desired, Desired::default());
 }
