@@ -16,6 +16,7 @@
 //! Nothing here touches the machine's own interfaces, routes or sysctls: everything happens in network
 //! namespaces that the lab made, on threads that entered them.
 
+pub mod cni;
 pub mod lab;
 pub mod stats;
 pub mod traffic;
