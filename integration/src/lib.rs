@@ -16,8 +16,12 @@
 //! Nothing here touches the machine's own interfaces, routes or sysctls: everything happens in network
 //! namespaces that the lab made, on threads that entered them.
 
+pub mod binary;
 pub mod cni;
 pub mod lab;
+pub mod node;
+pub mod site;
+pub mod state;
 pub mod stats;
 pub mod traffic;
 pub mod wait;
