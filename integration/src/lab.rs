@@ -7,12 +7,14 @@
 //! broke it: SIGKILL, Ctrl-C, `process::exit`.
 
 mod netns;
+mod objects;
 mod process;
 mod reaper;
 mod sweep;
 mod wire;
 
 pub use netns::Namespace;
+pub use objects::{Pinned, pinned};
 pub use process::{Process, tail};
 pub use reaper::reap;
 pub use sweep::{leftovers, sweep};

@@ -12,7 +12,7 @@ mod load;
 
 pub use bulk::{Sink, send_bulk};
 pub use echo::Echo;
-pub use frames::{Frames, arp_request, eth0_mac, udp_frame};
+pub use frames::{Frames, arp_request, eth0_mac, gateway_mac, udp_frame};
 pub use load::{Load, Style, Tally};
 
 use crate::lab::Namespace;

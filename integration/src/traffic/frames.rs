@@ -58,16 +58,25 @@ impl Frames {
     /// # Errors
     /// The socket fails.
     pub fn seen(&mut self, mark: &[u8]) -> Result<bool> {
+        Ok(self.seen_any(&[mark])?.contains(&true))
+    }
+
+    /// Reads all frames that wait, in and out, and says of each mark whether one holds it.
+    ///
+    /// # Errors
+    /// The socket fails.
+    pub fn seen_any(&mut self, marks: &[&[u8]]) -> Result<Vec<bool>> {
         let mut frame = vec![0; 1 << 16];
+        let mut seen = vec![false; marks.len()];
         loop {
             match self.socket.read(&mut frame) {
                 Ok(length) => {
                     let bytes = frame.get(..length).unwrap_or_default();
-                    if bytes.windows(mark.len()).any(|window| window == mark) {
-                        return Ok(true);
+                    for (mark, seen) in marks.iter().zip(&mut seen) {
+                        *seen |= bytes.windows(mark.len()).any(|window| window == *mark);
                     }
                 }
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(seen),
                 Err(error) => return Err(error).context("reading frames"),
             }
         }
@@ -90,6 +99,28 @@ fn link_address(ifname: &str) -> Result<LinkAddr> {
 /// It has none.
 pub fn eth0_mac(namespace: &Namespace) -> Result<[u8; 6]> {
     namespace.enter(|| link_address("eth0")?.addr().ok_or_else(|| anyhow!("eth0 has no MAC address")))
+}
+
+/// MAC address of a pod's gateway: what its neighbour table says of the next hop of its default route.
+///
+/// # Errors
+/// It has no default route, or no neighbour entry for it.
+pub fn gateway_mac(pod: &Namespace, v6: bool) -> Result<[u8; 6]> {
+    let family = if v6 { "-6" } else { "-4" };
+    let after = |text: &str, word: &str| {
+        let mut words = text.split_whitespace().skip_while(|w| *w != word);
+        words.nth(1).map(str::to_owned)
+    };
+    let routes = pod.ip(&format!("{family} route show default"))?;
+    let gateway = after(&routes, "via").with_context(|| format!("no gateway in {routes:?}"))?;
+    let entry = pod.ip(&format!("neighbour show {gateway}"))?;
+    let text =
+        after(&entry, "lladdr").with_context(|| format!("no MAC address of {gateway} in {entry:?}"))?;
+    let mut mac = [0; 6];
+    for (byte, digits) in mac.iter_mut().zip(text.split(':')) {
+        *byte = u8::from_str_radix(digits, 16)?;
+    }
+    Ok(mac)
 }
 
 /// A UDP datagram in an Ethernet frame, everything as said.
