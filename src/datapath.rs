@@ -1,3 +1,97 @@
-//! See ARCHITECTURE.md.
+//! The eBPF datapath as the agent sees it: programs loaded once, maps and links pinned, typed rows.
+//!
+//! Invariants: everything the kernel needs stays when the agent goes, in whatever way it goes (maps, programs
+//! and uplink links are pinned, filters on pod interfaces are held by their devices); a new agent adopts the
+//! pinned maps as they are and swaps its programs in atomically. Only this module knows aya.
 
+mod attach;
 pub mod config;
+mod error;
+pub mod events;
+mod mount;
+mod object;
+mod offline;
+mod pin;
+mod pods;
+mod services;
+pub mod test_run;
+
+pub use error::Error;
+pub use object::OpenReport;
+pub use offline::remove_pod_offline;
+
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuHashMap, RingBuf};
+use config::Config;
+use netd_bpf::Addr;
+use netd_bpf::event::{Count, DropKey, EXPLAIN_WORDS};
+use netd_bpf::flow::{Flow, FlowKey};
+use netd_bpf::pod::Pod;
+use netd_bpf::service::{Backend, Frontend, FrontendKey};
+use pin::Pins;
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// The loaded programs and their maps. Cheap calls, each one or a few system calls; all may block for
+/// microseconds, [`Datapath::attach_uplink`] for milliseconds.
+pub struct Datapath {
+    pins: Pins,
+    config: Config,
+    secret: [u32; EXPLAIN_WORDS],
+    programs: Mutex<object::Programs>,
+    pod_by_ifindex: Mutex<HashMap<MapData, u32, Pod>>,
+    pod_by_addr: Mutex<HashMap<MapData, Addr, Pod>>,
+    frontends: Mutex<HashMap<MapData, FrontendKey, Frontend>>,
+    slots: Mutex<Array<MapData, u32>>,
+    backends: Mutex<Array<MapData, Backend>>,
+    flows: Mutex<HashMap<MapData, FlowKey, Flow>>,
+    drops: PerCpuHashMap<MapData, DropKey, Count>,
+    paths: PerCpuArray<MapData, Count>,
+    events: Mutex<Option<RingBuf<MapData>>>,
+}
+
+impl fmt::Debug for Datapath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Datapath").field("pins", &self.pins).finish_non_exhaustive()
+    }
+}
+
+impl Datapath {
+    /// Loads the programs over the pinned maps of `config.bpffs`, which is made if it is not there.
+    ///
+    /// # Errors
+    /// No bpffs can be had, a map cannot be made or has another shape than ours, the verifier refuses a
+    /// program, or this binary was built without BPF programs.
+    pub fn open(config: &Config) -> Result<(Self, OpenReport), Error> {
+        object::open(config)
+    }
+
+    /// Rows of the flow table: `(used, limit)`. Walks the table: milliseconds at full size.
+    #[must_use]
+    pub fn flow_usage(&self) -> (usize, u32) {
+        (locked(&self.flows).keys().flatten().count(), self.config.flows)
+    }
+
+    /// All flows, as they are while they change.
+    ///
+    /// # Errors
+    /// The kernel refuses the walk.
+    pub fn flows(&self) -> Result<Vec<(FlowKey, Flow)>, Error> {
+        locked(&self.flows).iter().collect::<Result<_, _>>().map_err(Error::map("FLOWS"))
+    }
+
+    /// Forgets a flow; one that is not there is no error.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn remove_flow(&self, key: &FlowKey) -> Result<(), Error> {
+        pods::absent_is_fine(locked(&self.flows).remove(key), "FLOWS")
+    }
+}
+
+/// A poisoned lock guards a file descriptor, which a panic elsewhere does not spoil.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

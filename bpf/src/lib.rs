@@ -10,12 +10,6 @@
 //! On the BPF target this crate also holds the program logic; on the host those modules do not exist.
 
 #![no_std]
-#![cfg_attr(
-    target_arch = "bpf",
-    feature(core_intrinsics),
-    allow(internal_features, reason = "atomics that return a value exist only as intrinsics there")
-)]
-
 pub mod event;
 pub mod flow;
 pub mod pod;

@@ -1,1 +1,126 @@
-//! Program logic (BPF target only).
+//! Program logic. The entry points in `bin/` only call [`pod_egress`], [`pod_ingress`] and [`uplink_in`].
+//!
+//! A packet is read once into a [`Packet`], tracked and perhaps translated ([`track`], [`balance`]), and
+//! delivered ([`deliver`]). Each step returns what became of the packet; nothing drops one on the side.
+
+#![expect(
+    unsafe_code,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::indexing_slicing,
+    reason = "kernel helpers and context memory; the verifier checks every access"
+)]
+
+mod balance;
+mod deliver;
+mod maps;
+mod packet;
+mod report;
+mod rewrite;
+mod spoof;
+mod track;
+
+use crate::event::{path, reason, stage};
+use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT};
+use aya_ebpf::programs::TcContext;
+use deliver::Delivery;
+use packet::{Packet, Parsed};
+use report::Run;
+
+/// What a stage did with a packet: delivered, or the [`reason`] why not.
+type Outcome = Result<Delivery, u8>;
+
+/// tc ingress of the host's end of a pod's interface.
+#[inline(always)]
+pub fn pod_egress(ctx: &TcContext) -> i32 {
+    let mut run = Run::start(ctx, stage::POD_EGRESS);
+    let mut packet = Packet::default();
+    let outcome = from_pod(ctx, &mut run, &mut packet);
+    finish(ctx, &mut run, &packet, outcome)
+}
+
+/// tc egress of the host's end of a pod's interface: what the node's own stack sends to the pod.
+#[inline(always)]
+pub fn pod_ingress(ctx: &TcContext) -> i32 {
+    let mut run = Run::start(ctx, stage::POD_INGRESS);
+    let mut packet = Packet::default();
+    let outcome = to_pod(ctx, &mut run, &mut packet);
+    finish(ctx, &mut run, &packet, outcome)
+}
+
+/// tc ingress of an uplink.
+#[inline(always)]
+pub fn uplink_in(ctx: &TcContext) -> i32 {
+    let mut run = Run::start(ctx, stage::UPLINK_IN);
+    let mut packet = Packet::default();
+    let outcome = from_uplink(ctx, &mut run, &mut packet);
+    finish(ctx, &mut run, &packet, outcome)
+}
+
+fn from_pod(ctx: &TcContext, run: &mut Run, packet: &mut Packet) -> Outcome {
+    // SAFETY: the row is read within this run and never written by a program.
+    let Some(pod) = (unsafe { maps::POD_BY_IFINDEX.get(run.ifindex) }) else {
+        return Err(reason::UNKNOWN_INTERFACE);
+    };
+    run.endpoint = pod.endpoint;
+    match packet.parse(ctx) {
+        Parsed::Ip => {}
+        Parsed::Arp => return spoof::arp(ctx, pod).map(|()| Delivery::stack()),
+        Parsed::Other => return Err(reason::UNSUPPORTED_ETHERTYPE),
+        Parsed::Malformed => return Err(reason::MALFORMED),
+    }
+    if spoof::ip(packet, pod)? == spoof::Scope::Link {
+        return Ok(Delivery::stack());
+    }
+    track::from_pod(ctx, run, packet)?;
+    deliver::by_address(ctx, run, packet)
+}
+
+fn to_pod(ctx: &TcContext, run: &mut Run, packet: &mut Packet) -> Outcome {
+    // SAFETY: as above.
+    if let Some(pod) = unsafe { maps::POD_BY_IFINDEX.get(run.ifindex) } {
+        run.endpoint = pod.endpoint;
+    }
+    if let Parsed::Ip = packet.parse(ctx) {
+        track::to_pod(ctx, run, packet)?;
+    }
+    Ok(Delivery::stack())
+}
+
+fn from_uplink(ctx: &TcContext, run: &mut Run, packet: &mut Packet) -> Outcome {
+    let Parsed::Ip = packet.parse(ctx) else { return Ok(Delivery::stack()) };
+    // SAFETY: as above.
+    let Some(pod) = (unsafe { maps::POD_BY_ADDR.get(packet.destination) }) else {
+        return Ok(Delivery::stack());
+    };
+    if !deliver::for_this_host(ctx) {
+        return Ok(Delivery::stack());
+    }
+    run.endpoint = pod.endpoint;
+    track::to_pod(ctx, run, packet)?;
+    deliver::to_local_pod(ctx, run, packet, pod)
+}
+
+/// Counts and reports; turns the outcome into the verdict.
+#[inline(always)]
+fn finish(ctx: &TcContext, run: &mut Run, packet: &Packet, outcome: Outcome) -> i32 {
+    match outcome {
+        Ok(delivery) => {
+            run.left_by(ctx, delivery.path, delivery.ifindex);
+            delivery.verdict
+        }
+        Err(reason) => {
+            run.dropped(ctx, packet, reason);
+            run.left_by(ctx, path::DROP, 0);
+            TC_ACT_SHOT as i32
+        }
+    }
+}
+
+impl Delivery {
+    /// On to the node's own stack.
+    #[inline(always)]
+    const fn stack() -> Self {
+        Self { verdict: TC_ACT_OK as i32, path: path::STACK, ifindex: 0 }
+    }
+}

@@ -1,0 +1,124 @@
+//! Services: from a frontend to one of its backends, all with the same probability.
+
+use super::maps;
+use super::packet::{Packet, TCP, UDP};
+use super::report::Run;
+use crate::Addr;
+use crate::event::reason;
+use crate::service::{Frontend, FrontendKey, backend_state, kind, scope};
+use aya_ebpf::bindings::{BPF_F_CURRENT_NETNS, bpf_sock_tuple};
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release};
+use aya_ebpf::programs::TcContext;
+
+/// The backend a new flow goes to.
+#[derive(Default)]
+pub(super) struct Choice {
+    pub(super) addr: Addr,
+    pub(super) port: u16,
+    pub(super) backend: u32,
+    pub(super) generation: u32,
+    pub(super) service: u32,
+    /// A listener of this node ([`kind::LOCAL_REDIRECT`]).
+    pub(super) local_redirect: bool,
+}
+
+/// True if the destination is a Service; then `choice` is filled.
+#[inline(never)]
+pub(super) fn choose(
+    ctx: &TcContext,
+    run: &mut Run,
+    packet: &Packet,
+    choice: &mut Choice,
+) -> Result<bool, u8> {
+    let key = FrontendKey {
+        addr: packet.destination,
+        port: packet.destination_port,
+        proto: packet.proto,
+        scope: scope::INTERNAL,
+    };
+    // SAFETY: copied at once; the row is replaced, never written in place, by the agent.
+    let Some(frontend) = (unsafe { maps::FRONTENDS.get(key) }).copied() else { return Ok(false) };
+    run.service = frontend.service;
+    choice.service = frontend.service;
+    let mut first = frontend.slot_base;
+    if frontend.kind == kind::LOCAL_REDIRECT {
+        if pick(choice, first) && listening(ctx, packet, choice) {
+            choice.local_redirect = true;
+            run.backend = choice.backend;
+            return Ok(true);
+        }
+        first += 1;
+    }
+    if frontend.backends == 0 || !pick(choice, first + draw(&frontend)) {
+        return Err(reason::NO_BACKEND);
+    }
+    run.backend = choice.backend;
+    Ok(true)
+}
+
+/// A number below the frontend's count of backends: the high word of a 32×32-bit product, which is even
+/// to one part in 2¹⁶ for the largest count.
+#[inline(always)]
+fn draw(frontend: &Frontend) -> u32 {
+    // SAFETY: a helper without arguments.
+    let random = unsafe { bpf_get_prandom_u32() };
+    ((u64::from(random) * u64::from(frontend.backends)) >> 32) as u32
+}
+
+/// Takes the backend of a slot; false if there is none.
+#[inline(always)]
+fn pick(choice: &mut Choice, slot: u32) -> bool {
+    let Some(&id) = maps::SLOTS.get(slot) else { return false };
+    let Some(backend) = maps::BACKENDS.get(id) else { return false };
+    if backend.state == backend_state::FREE {
+        return false;
+    }
+    choice.addr = backend.addr;
+    choice.port = backend.port;
+    choice.backend = id;
+    choice.generation = backend.generation;
+    true
+}
+
+/// True if a backend still is what a flow remembers, and takes its packets.
+#[inline(always)]
+pub(super) fn still_there(id: u32, generation: u32) -> bool {
+    maps::BACKENDS
+        .get(id)
+        .is_some_and(|backend| backend.state == backend_state::ACTIVE && backend.generation == generation)
+}
+
+/// True if a socket of this node listens at the chosen address.
+#[inline(always)]
+fn listening(ctx: &TcContext, packet: &Packet, choice: &Choice) -> bool {
+    // SAFETY: an all-zero value of a plain C struct.
+    let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
+    let size = if packet.v6 {
+        tuple.__bindgen_anon_1.ipv6.saddr = packet.source.0;
+        tuple.__bindgen_anon_1.ipv6.daddr = choice.addr.0;
+        tuple.__bindgen_anon_1.ipv6.sport = packet.source_port;
+        tuple.__bindgen_anon_1.ipv6.dport = choice.port;
+        36
+    } else {
+        tuple.__bindgen_anon_1.ipv4.saddr = packet.source.v4_word();
+        tuple.__bindgen_anon_1.ipv4.daddr = choice.addr.v4_word();
+        tuple.__bindgen_anon_1.ipv4.sport = packet.source_port;
+        tuple.__bindgen_anon_1.ipv4.dport = choice.port;
+        12
+    };
+    let skb = ctx.skb.skb.cast();
+    let netns = BPF_F_CURRENT_NETNS as u64;
+    // SAFETY: the context is valid, `tuple` holds `size` bytes; what is found is released at once.
+    unsafe {
+        let socket = match packet.proto {
+            TCP => bpf_sk_lookup_tcp(skb, &raw mut tuple, size, netns, 0),
+            UDP => bpf_sk_lookup_udp(skb, &raw mut tuple, size, netns, 0),
+            _ => return false,
+        };
+        if socket.is_null() {
+            return false;
+        }
+        bpf_sk_release(socket.cast());
+    }
+    true
+}

@@ -1,0 +1,45 @@
+//! Every map, once. Sizes are the defaults; the agent sets those of its configuration at load.
+
+use crate::Addr;
+use crate::event::{Count, DropKey, path};
+use crate::flow::{Flow, FlowKey};
+use crate::pod::Pod;
+use crate::service::{Backend, Frontend, FrontendKey};
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf};
+
+#[map]
+pub(super) static POD_BY_IFINDEX: HashMap<u32, Pod> = HashMap::with_max_entries(1024, 0);
+#[map]
+pub(super) static POD_BY_ADDR: HashMap<Addr, Pod> = HashMap::with_max_entries(2048, 0);
+#[map]
+pub(super) static FRONTENDS: HashMap<FrontendKey, Frontend> = HashMap::with_max_entries(65_536, 0);
+#[map]
+pub(super) static SLOTS: Array<u32> = Array::with_max_entries(262_144, 0);
+#[map]
+pub(super) static BACKENDS: Array<Backend> = Array::with_max_entries(65_536, 0);
+#[map]
+pub(super) static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(262_144, 0);
+#[map]
+pub(super) static DROPS: LruPerCpuHashMap<DropKey, Count> = LruPerCpuHashMap::with_max_entries(1024, 0);
+#[map]
+pub(super) static PATHS: PerCpuArray<Count> = PerCpuArray::with_max_entries(path::COUNT, 0);
+#[map]
+pub(super) static EVENTS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
+
+/// Memory for what would not fit on the stack, one per CPU: programs of one CPU never interrupt each other
+/// (they run with softirqs off).
+#[map]
+pub(super) static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+/// A flow row in the making.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Scratch {
+    pub(super) key: FlowKey,
+    pub(super) flow: Flow,
+}
+
+/// The agent's secret for explain runs (see [`crate::event::EXPLAIN_WORDS`]); set at load, zero: none.
+#[unsafe(no_mangle)]
+pub(super) static EXPLAIN_SECRET: [u32; crate::event::EXPLAIN_WORDS] = [0; crate::event::EXPLAIN_WORDS];

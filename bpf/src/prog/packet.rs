@@ -1,0 +1,243 @@
+//! The packet view: Ethernet, IPv4 (RFC 791) or IPv6 (RFC 8200) with its extension headers, and what
+//! tracking needs of TCP, UDP, SCTP and ICMP.
+
+use crate::Addr;
+use crate::flow::FlowKey;
+use aya_ebpf::programs::TcContext;
+
+pub(super) const ETH_LEN: u32 = 14;
+const ETHERTYPE_IPV4: u16 = 0x0800;
+const ETHERTYPE_ARP: u16 = 0x0806;
+const ETHERTYPE_IPV6: u16 = 0x86dd;
+
+pub(super) const ICMP: u8 = 1;
+pub(super) const TCP: u8 = 6;
+pub(super) const UDP: u8 = 17;
+pub(super) const ICMPV6: u8 = 58;
+pub(super) const SCTP: u8 = 132;
+
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+const DESTINATION_OPTIONS: u8 = 60;
+const MAX_EXTENSIONS: u32 = 6;
+
+pub(super) mod tcp_flag {
+    pub(in crate::prog) const FIN: u8 = 0x01;
+    pub(in crate::prog) const SYN: u8 = 0x02;
+    pub(in crate::prog) const RST: u8 = 0x04;
+    pub(in crate::prog) const ACK: u8 = 0x10;
+}
+
+/// What kind of frame it is.
+pub(super) enum Parsed {
+    Ip,
+    Arp,
+    Other,
+    Malformed,
+}
+
+/// The headers of one packet. Ports are in network order.
+#[derive(Default)]
+pub(super) struct Packet {
+    pub(super) source: Addr,
+    pub(super) destination: Addr,
+    /// As the packet arrived, before translation.
+    pub(super) original_destination: Addr,
+    pub(super) original_destination_port: u16,
+    pub(super) source_port: u16,
+    pub(super) destination_port: u16,
+    /// Offset of the transport header from the start of the frame.
+    pub(super) l4: u32,
+    pub(super) v6: bool,
+    pub(super) proto: u8,
+    pub(super) tcp_flags: u8,
+    /// TTL or hop limit.
+    pub(super) ttl: u8,
+    /// ICMP type, for ICMP.
+    pub(super) icmp_type: u8,
+    /// A fragment other than the first: no transport header.
+    pub(super) later_fragment: bool,
+    /// Ports (or the echo identifier) were read: the packet belongs to a flow.
+    pub(super) has_ports: bool,
+}
+
+/// Ethernet protocol number, host order.
+#[inline(always)]
+pub(super) fn ethertype(ctx: &TcContext) -> u16 {
+    // SAFETY: the context is valid for the whole run.
+    let raw = unsafe { (*ctx.skb.skb).protocol };
+    u16::from_be(raw as u16)
+}
+
+impl Packet {
+    /// Reads the headers; on anything but [`Parsed::Ip`] the view is of no use.
+    #[inline(never)]
+    pub(super) fn parse(&mut self, ctx: &TcContext) -> Parsed {
+        // SAFETY: the context is valid for the whole run.
+        if unsafe { (*ctx.skb.skb).vlan_present } != 0 {
+            return Parsed::Other;
+        }
+        let read = match ethertype(ctx) {
+            ETHERTYPE_IPV4 => self.ipv4(ctx),
+            ETHERTYPE_IPV6 => self.ipv6(ctx),
+            ETHERTYPE_ARP => return Parsed::Arp,
+            _ => return Parsed::Other,
+        };
+        if read.is_none() || self.transport(ctx).is_none() {
+            return Parsed::Malformed;
+        }
+        self.original_destination = self.destination;
+        self.original_destination_port = self.destination_port;
+        Parsed::Ip
+    }
+
+    #[inline(always)]
+    fn ipv4(&mut self, ctx: &TcContext) -> Option<()> {
+        let header: [u32; 5] = ctx.load(ETH_LEN as usize).ok()?;
+        let first = header[0].to_ne_bytes();
+        let words = u32::from(first[0] & 0x0f);
+        if first[0] >> 4 != 4 || words < 5 {
+            return None;
+        }
+        let fragment = u16::from_be((u32::from_be(header[1]) as u16).to_be()) & 0x1fff;
+        let third = header[2].to_ne_bytes();
+        self.ttl = third[0];
+        self.proto = third[1];
+        self.source = Addr::from_v4_word(header[3]);
+        self.destination = Addr::from_v4_word(header[4]);
+        self.later_fragment = fragment != 0;
+        self.l4 = ETH_LEN + words * 4;
+        Some(())
+    }
+
+    #[inline(always)]
+    fn ipv6(&mut self, ctx: &TcContext) -> Option<()> {
+        let header: [u32; 10] = ctx.load(ETH_LEN as usize).ok()?;
+        let first = header[0].to_ne_bytes();
+        if first[0] >> 4 != 6 {
+            return None;
+        }
+        let second = header[1].to_ne_bytes();
+        let mut next = second[2];
+        self.v6 = true;
+        self.ttl = second[3];
+        self.source = Addr([header[2], header[3], header[4], header[5]]);
+        self.destination = Addr([header[6], header[7], header[8], header[9]]);
+        let mut offset = ETH_LEN + 40;
+        for _ in 0..MAX_EXTENSIONS {
+            match next {
+                HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | FRAGMENT | AUTHENTICATION => {}
+                _ => break,
+            }
+            let extension: [u8; 4] = ctx.load(offset as usize).ok()?;
+            let length = match next {
+                FRAGMENT => {
+                    if u16::from_be_bytes([extension[2], extension[3]]) & 0xfff8 != 0 {
+                        self.later_fragment = true;
+                    }
+                    8
+                }
+                AUTHENTICATION => (u32::from(extension[1]) + 2) * 4,
+                _ => (u32::from(extension[1]) + 1) * 8,
+            };
+            next = extension[0];
+            offset += length;
+            if self.later_fragment {
+                break;
+            }
+        }
+        self.proto = next;
+        self.l4 = offset;
+        Some(())
+    }
+
+    #[inline(always)]
+    fn transport(&mut self, ctx: &TcContext) -> Option<()> {
+        if self.later_fragment {
+            return Some(());
+        }
+        match self.proto {
+            TCP => {
+                let ports: [u16; 2] = ctx.load(self.l4 as usize).ok()?;
+                self.tcp_flags = ctx.load(self.l4 as usize + 13).ok()?;
+                self.ports(ports[0], ports[1]);
+            }
+            UDP | SCTP => {
+                let ports: [u16; 2] = ctx.load(self.l4 as usize).ok()?;
+                self.ports(ports[0], ports[1]);
+            }
+            ICMP | ICMPV6 => {
+                let header: [u16; 4] = ctx.load(self.l4 as usize).ok()?;
+                self.icmp_type = header[0].to_ne_bytes()[0];
+                let echo = match self.proto {
+                    ICMP => matches!(self.icmp_type, 0 | 8),
+                    _ => matches!(self.icmp_type, 128 | 129),
+                };
+                if echo {
+                    self.ports(header[2], header[2]);
+                }
+            }
+            _ => {}
+        }
+        Some(())
+    }
+
+    #[inline(always)]
+    fn ports(&mut self, source: u16, destination: u16) {
+        self.source_port = source;
+        self.destination_port = destination;
+        self.has_ports = true;
+    }
+
+    /// Writes the flow's key; true if the packet comes from its higher end.
+    #[inline(always)]
+    pub(super) fn fill_key(&self, key: &mut FlowKey) -> bool {
+        fill_key(
+            key,
+            (&self.source, self.source_port),
+            (&self.destination, self.destination_port),
+            self.proto,
+        )
+    }
+
+    /// A TCP packet that opens a connection.
+    #[inline(always)]
+    pub(super) fn opens(&self) -> bool {
+        self.proto == TCP && self.tcp_flags & (tcp_flag::SYN | tcp_flag::ACK | tcp_flag::RST) == tcp_flag::SYN
+    }
+}
+
+/// Writes the key of the flow from `a` to `b`; true if `a` is its higher end.
+#[inline(always)]
+pub(super) fn fill_key(key: &mut FlowKey, a: (&Addr, u16), b: (&Addr, u16), proto: u8) -> bool {
+    let a_high = higher(a.0, a.1, b.0, b.1);
+    let (low, high) = if a_high { (b, a) } else { (a, b) };
+    key.low = *low.0;
+    key.high = *high.0;
+    key.low_port = low.1;
+    key.high_port = high.1;
+    key.proto = proto;
+    key.pad = [0; 3];
+    a_high
+}
+
+/// `a` > `b`, by the words as they are in memory: any fixed order does.
+#[inline(always)]
+fn higher(a: &Addr, a_port: u16, b: &Addr, b_port: u16) -> bool {
+    // From the last word, in which most pairs differ.
+    if a.0[3] != b.0[3] {
+        return a.0[3] > b.0[3];
+    }
+    if a.0[2] != b.0[2] {
+        return a.0[2] > b.0[2];
+    }
+    if a.0[1] != b.0[1] {
+        return a.0[1] > b.0[1];
+    }
+    if a.0[0] != b.0[0] {
+        return a.0[0] > b.0[0];
+    }
+    a_port > b_port
+}

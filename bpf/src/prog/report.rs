@@ -1,0 +1,137 @@
+//! What one run of a program tells: counters, drop events, or the answer of an explain run.
+
+use super::maps;
+use super::packet::Packet;
+use crate::event::{Count, Drop, DropKey, EXPLAIN_WORDS};
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::programs::TcContext;
+use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
+
+/// One packet on its way through one program.
+pub(super) struct Run {
+    /// An explain run: writes no map, sends no event, touches no flow.
+    pub(super) explain: bool,
+    pub(super) stage: u8,
+    pub(super) ifindex: u32,
+    pub(super) endpoint: u32,
+    pub(super) service: u32,
+    pub(super) backend: u32,
+    pub(super) rule: u32,
+    reason: u8,
+}
+
+impl Run {
+    #[inline(always)]
+    pub(super) fn start(ctx: &TcContext, stage: u8) -> Self {
+        // SAFETY: the context is valid for the whole run.
+        let ifindex = unsafe { (*ctx.skb.skb).ifindex };
+        Self {
+            explain: asked_to_explain(ctx),
+            stage,
+            ifindex,
+            endpoint: 0,
+            service: 0,
+            backend: 0,
+            rule: 0,
+            reason: 0,
+        }
+    }
+
+    /// Counts how the packet left; the last thing a run does.
+    #[inline(always)]
+    pub(super) fn left_by(&self, ctx: &TcContext, path: u32, ifindex: u32) {
+        if self.explain {
+            self.answer(ctx, path, ifindex);
+            return;
+        }
+        if let Some(count) = maps::PATHS.get_ptr_mut(path) {
+            add(count, ctx.len());
+        }
+    }
+
+    /// Counts a drop and sends the event.
+    #[inline(never)]
+    pub(super) fn dropped(&mut self, ctx: &TcContext, packet: &Packet, reason: u8) {
+        self.reason = reason;
+        if self.explain {
+            return;
+        }
+        let key = DropKey {
+            reason,
+            stage: self.stage,
+            pad: 0,
+            endpoint: self.endpoint,
+            service: self.service,
+            rule: self.rule,
+        };
+        if let Some(count) = maps::DROPS.get_ptr_mut(key) {
+            add(count, ctx.len());
+        } else {
+            let first = Count { packets: 1, bytes: u64::from(ctx.len()) };
+            // A table without room loses the counter, not the verdict.
+            let _ = maps::DROPS.insert(key, first, 0);
+        }
+        if let Some(mut entry) = maps::EVENTS.reserve::<Drop>(0) {
+            let event = entry.as_mut_ptr();
+            // SAFETY: the reserved record; every field is written, and the struct has no padding.
+            unsafe {
+                (*event).time = bpf_ktime_get_ns();
+                (*event).source = packet.source;
+                (*event).destination = packet.original_destination;
+                (*event).source_port = packet.source_port;
+                (*event).destination_port = packet.original_destination_port;
+                (*event).proto = packet.proto;
+                (*event).tcp_flags = packet.tcp_flags;
+                (*event).reason = reason;
+                (*event).stage = self.stage;
+                (*event).ifindex = self.ifindex;
+                (*event).endpoint = self.endpoint;
+                (*event).service = self.service;
+                (*event).rule = self.rule;
+                (*event).length = ctx.len();
+                (*event).ethertype = u32::from(super::packet::ethertype(ctx));
+            }
+            entry.submit(0);
+        }
+    }
+
+    /// Writes [`crate::event::Explained`] into the words that asked for it.
+    #[inline(never)]
+    fn answer(&self, ctx: &TcContext, path: u32, ifindex: u32) {
+        let outcome = path | u32::from(self.reason) << 8 | u32::from(self.stage) << 16;
+        let skb = ctx.skb.skb;
+        // SAFETY: `cb` is writable context memory; each word at its own constant offset.
+        unsafe {
+            write_volatile(addr_of_mut!((*skb).cb[0]), outcome);
+            write_volatile(addr_of_mut!((*skb).cb[1]), self.service);
+            write_volatile(addr_of_mut!((*skb).cb[2]), self.backend);
+            write_volatile(addr_of_mut!((*skb).cb[3]), self.rule);
+            write_volatile(addr_of_mut!((*skb).cb[4]), ifindex);
+        }
+    }
+}
+
+#[inline(always)]
+fn add(count: *mut Count, bytes: u32) {
+    // SAFETY: a per-CPU value; programs of one CPU and hook do not preempt one another.
+    unsafe {
+        (*count).packets += 1;
+        (*count).bytes += u64::from(bytes);
+    }
+}
+
+/// True when the packet carries the agent's secret.
+#[inline(always)]
+fn asked_to_explain(ctx: &TcContext) -> bool {
+    let skb = ctx.skb.skb;
+    // SAFETY: `cb` is readable context memory, the secret is read-only data; volatile, because the loader
+    // puts the secret's real value in after the compiler has seen zeros.
+    unsafe {
+        let secret: [u32; EXPLAIN_WORDS] = read_volatile(addr_of!(maps::EXPLAIN_SECRET));
+        secret[0] != 0
+            && read_volatile(addr_of!((*skb).cb[0])) == secret[0]
+            && read_volatile(addr_of!((*skb).cb[1])) == secret[1]
+            && read_volatile(addr_of!((*skb).cb[2])) == secret[2]
+            && read_volatile(addr_of!((*skb).cb[3])) == secret[3]
+    }
+}

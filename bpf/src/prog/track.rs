@@ -1,0 +1,235 @@
+//! Connection tracking: finds or makes the packet's flow and translates accordingly.
+//!
+//! Rows are updated without locks. Two CPUs that see both directions at once may lose a flag or a second
+//! of `last_seen`; neither breaks a flow.
+
+use super::balance::{self, Choice};
+use super::maps;
+use super::packet::{Packet, TCP, fill_key, tcp_flag};
+use super::report::Run;
+use super::rewrite::{self, End, Translation};
+use crate::event::reason;
+use crate::flow::{Flow, FlowKey, UDP_IDLE_SECONDS, flow_flag, role};
+use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use aya_ebpf::programs::TcContext;
+
+/// What the flow's row says of a packet.
+enum Known {
+    /// No row, or one that this packet starts anew.
+    New,
+    /// Go on as you are.
+    Direct,
+    /// Translate.
+    Translated,
+}
+
+/// A packet that a pod sends: existing flow, Service, or plain new flow.
+#[inline(always)]
+pub(super) fn from_pod(ctx: &TcContext, run: &mut Run, packet: &mut Packet) -> Result<(), u8> {
+    if !packet.has_ports {
+        return Ok(());
+    }
+    let mut to = Translation::none();
+    match known(run, packet, &mut to) {
+        Known::Direct => return Ok(()),
+        Known::Translated => return rewrite::translate(ctx, packet, &to),
+        Known::New => {}
+    }
+    let mut choice = Choice::default();
+    if !balance::choose(ctx, run, packet, &mut choice)? {
+        record_direct(run, packet);
+        return Ok(());
+    }
+    if !run.explain && record_service(packet, &choice).is_err() {
+        return Err(reason::FLOW_TABLE_FULL);
+    }
+    let to = Translation { end: End::Destination, addr: choice.addr, port: choice.port };
+    rewrite::translate(ctx, packet, &to)
+}
+
+/// A packet that comes to a pod: the reply of a Service's backend, or a plain flow.
+#[inline(always)]
+pub(super) fn to_pod(ctx: &TcContext, run: &mut Run, packet: &mut Packet) -> Result<(), u8> {
+    if !packet.has_ports {
+        return Ok(());
+    }
+    let mut to = Translation::none();
+    match known(run, packet, &mut to) {
+        Known::Translated if to.end == End::Source => rewrite::translate(ctx, packet, &to),
+        Known::Direct | Known::Translated => Ok(()),
+        Known::New => {
+            record_direct(run, packet);
+            Ok(())
+        }
+    }
+}
+
+/// Seconds since boot.
+#[inline(always)]
+fn now() -> u32 {
+    // SAFETY: a helper without arguments.
+    (unsafe { bpf_ktime_get_coarse_ns() } / 1_000_000_000) as u32
+}
+
+/// Looks the flow up and keeps its row fresh.
+#[inline(never)]
+fn known(run: &mut Run, packet: &Packet, to: &mut Translation) -> Known {
+    // A look-up alone would mark the row as recently used.
+    if run.explain {
+        return Known::New;
+    }
+    let mut key = FlowKey::default();
+    let from_high = packet.fill_key(&mut key);
+    let Some(flow) = maps::FLOWS.get_ptr_mut(&key) else { return Known::New };
+    // SAFETY: a row stays readable memory for the whole run, even if it is evicted meanwhile.
+    let flow = unsafe { &mut *flow };
+    let forward = (flow.flags & flow_flag::INITIATOR_HIGH != 0) == from_high;
+    let now = now();
+    if stale(flow, packet, forward, now) {
+        return Known::New;
+    }
+    run.service = flow.service;
+    run.backend = flow.backend;
+    touch(flow, packet, forward, now);
+    to.end = match (flow.role, forward) {
+        (role::FORWARD, true) => End::Destination,
+        (role::REPLY, false) => End::Source,
+        _ => return Known::Direct,
+    };
+    to.addr = flow.xlat_addr;
+    to.port = flow.xlat_port;
+    Known::Translated
+}
+
+/// True if the row is of an older flow, or of one whose backend is gone.
+#[inline(always)]
+fn stale(flow: &Flow, packet: &Packet, forward: bool, now: u32) -> bool {
+    let lost =
+        flow.role == role::FORWARD && forward && !balance::still_there(flow.backend, flow.backend_generation);
+    if packet.proto == TCP {
+        // An open connection stays with its backend to the end; only a new one may change.
+        return packet.opens() && (flow.flags & flow_flag::CLOSING != 0 || lost);
+    }
+    lost || now.wrapping_sub(flow.last_seen) > UDP_IDLE_SECONDS
+}
+
+/// Notes the packet in the row; once a second, and at the end of a connection, also in the other half.
+#[inline(always)]
+fn touch(flow: &mut Flow, packet: &Packet, forward: bool, now: u32) {
+    let mut flags = flow.flags;
+    if !forward {
+        flags |= flow_flag::REPLIED;
+    }
+    if packet.proto == TCP && packet.tcp_flags & (tcp_flag::FIN | tcp_flag::RST) != 0 {
+        if packet.tcp_flags & tcp_flag::RST != 0 {
+            flags |= flow_flag::RESET;
+        } else if forward {
+            flags |= flow_flag::FIN_FORWARD;
+        } else {
+            flags |= flow_flag::FIN_REPLY;
+        }
+    }
+    let changed = flags != flow.flags;
+    if !changed && flow.last_seen == now {
+        return;
+    }
+    flow.flags = flags;
+    flow.last_seen = now;
+    if flow.role != role::DIRECT {
+        refresh_other_half(flow, packet, forward, now);
+    }
+}
+
+/// Keeps both rows of a translated flow alive together: an evicted half is made again from this one.
+#[inline(never)]
+fn refresh_other_half(flow: &Flow, packet: &Packet, forward: bool, now: u32) {
+    let Some(scratch) = scratch() else { return };
+    let (client, client_port, other, other_port) = if forward {
+        (&packet.source, packet.source_port, &packet.destination, packet.destination_port)
+    } else {
+        (&packet.destination, packet.destination_port, &packet.source, packet.source_port)
+    };
+    let client_high =
+        fill_key(&mut scratch.key, (client, client_port), (&flow.xlat_addr, flow.xlat_port), packet.proto);
+    let shared = flow.flags & !flow_flag::INITIATOR_HIGH;
+    if let Some(half) = maps::FLOWS.get_ptr_mut(&scratch.key) {
+        // SAFETY: as in `known`.
+        let half = unsafe { &mut *half };
+        if half.role != flow.role && half.backend == flow.backend {
+            half.flags |= shared;
+            half.last_seen = now;
+        }
+        return;
+    }
+    let half = &mut scratch.flow;
+    *half = *flow;
+    half.role = if flow.role == role::FORWARD { role::REPLY } else { role::FORWARD };
+    half.flags = shared | initiator(client_high);
+    half.xlat_addr = *other;
+    half.xlat_port = other_port;
+    half.last_seen = now;
+    // Without room the half is made again a second later.
+    let _ = maps::FLOWS.insert(&scratch.key, &scratch.flow, 0);
+}
+
+#[inline(always)]
+const fn initiator(high: bool) -> u8 {
+    if high { flow_flag::INITIATOR_HIGH } else { 0 }
+}
+
+/// This CPU's scratch memory; it is always there.
+#[inline(always)]
+fn scratch() -> Option<&'static mut maps::Scratch> {
+    // SAFETY: see `SCRATCH`: nobody else has it during this run, and each function takes it once.
+    maps::SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+}
+
+/// Records a flow without translation. Nothing depends on the row yet, so that a full table is no reason
+/// to drop the packet.
+#[inline(never)]
+fn record_direct(run: &Run, packet: &Packet) {
+    if run.explain {
+        return;
+    }
+    let Some(scratch) = scratch() else { return };
+    let from_high = packet.fill_key(&mut scratch.key);
+    let now = now();
+    scratch.flow = Flow::default();
+    scratch.flow.flags = initiator(from_high);
+    scratch.flow.created = now;
+    scratch.flow.last_seen = now;
+    let _ = maps::FLOWS.insert(&scratch.key, &scratch.flow, 0);
+}
+
+/// Records both rows of a flow through a Service: the way back first, so that no reply finds it missing.
+#[inline(never)]
+fn record_service(packet: &Packet, choice: &Choice) -> Result<(), i32> {
+    let scratch = scratch().ok_or(-1)?;
+    let now = now();
+    let redirect = if choice.local_redirect { flow_flag::LOCAL_REDIRECT } else { 0 };
+    let from_high = fill_key(
+        &mut scratch.key,
+        (&packet.source, packet.source_port),
+        (&choice.addr, choice.port),
+        packet.proto,
+    );
+    let flow = &mut scratch.flow;
+    *flow = Flow::default();
+    flow.role = role::REPLY;
+    flow.flags = initiator(from_high) | redirect;
+    flow.xlat_port = packet.destination_port;
+    flow.xlat_addr = packet.destination;
+    flow.service = choice.service;
+    flow.backend = choice.backend;
+    flow.backend_generation = choice.generation;
+    flow.created = now;
+    flow.last_seen = now;
+    maps::FLOWS.insert(&scratch.key, &scratch.flow, 0)?;
+    let from_high = packet.fill_key(&mut scratch.key);
+    let flow = &mut scratch.flow;
+    flow.role = role::FORWARD;
+    flow.flags = initiator(from_high) | redirect;
+    flow.xlat_port = choice.port;
+    flow.xlat_addr = choice.addr;
+    maps::FLOWS.insert(&scratch.key, &scratch.flow, 0)
+}

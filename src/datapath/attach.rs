@@ -1,0 +1,166 @@
+//! Attaching: clsact filters on pods' interfaces, TCX links on uplinks where the kernel has them.
+//!
+//! Filters have a fixed priority and handle, so that another agent, or this one after a restart, replaces
+//! them in one step and never doubles them.
+
+use super::{Datapath, Error, locked};
+use aya::programs::links::{FdLink, LinkError, PinnedLink};
+use aya::programs::tc::{
+    NlOptions, SchedClassifierLink, TcAttachOptions, TcAttachType, TcHandle, qdisc_add_clsact,
+};
+use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcError};
+use std::io;
+use std::path::Path;
+
+const PRIORITY: u16 = 1;
+const HANDLE: TcHandle = TcHandle::new(0, 1);
+
+/// How an uplink's program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UplinkHook {
+    /// A pinned TCX link (Linux 6.6).
+    Tcx,
+    /// A clsact filter.
+    Clsact,
+}
+
+impl Datapath {
+    /// Attaches both programs to the host's end of a pod's interface, in this thread's network namespace;
+    /// what is attached already is replaced without a gap.
+    ///
+    /// # Errors
+    /// The interface is gone or the kernel has no clsact.
+    pub fn attach_pod(&self, interface: &str) -> Result<(), Error> {
+        add_clsact(interface)?;
+        let mut programs = locked(&self.programs);
+        filter(&mut programs.pod_ingress, interface, TcAttachType::Egress)?;
+        filter(&mut programs.pod_egress, interface, TcAttachType::Ingress)
+    }
+
+    /// Attaches the program of uplinks; again: replaces it without a gap.
+    ///
+    /// # Errors
+    /// The interface is gone or the kernel has neither TCX nor clsact.
+    pub fn attach_uplink(&self, interface: &str) -> Result<UplinkHook, Error> {
+        let mut programs = locked(&self.programs);
+        let pin = self.pins.uplink(interface);
+        if replace_pinned(&mut programs.uplink_in, interface, &pin)? {
+            return Ok(UplinkHook::Tcx);
+        }
+        let order = TcAttachOptions::TcxOrder(LinkOrder::default());
+        match programs.uplink_in.attach_with_options(interface, TcAttachType::Ingress, order) {
+            Ok(id) => {
+                let link = programs.uplink_in.take_link(id).map_err(attach_error(interface))?;
+                let link: FdLink = link.try_into().map_err(attach_error(interface))?;
+                let pinned = link.pin(&pin).map_err(attach_error(interface))?;
+                // The pin holds the link; dropping the handle only closes our descriptor.
+                drop(pinned);
+                Ok(UplinkHook::Tcx)
+            }
+            Err(error) if no_tcx(&error) => {
+                add_clsact(interface)?;
+                filter(&mut programs.uplink_in, interface, TcAttachType::Ingress)?;
+                Ok(UplinkHook::Clsact)
+            }
+            Err(error) => Err(attach_error(interface)(error)),
+        }
+    }
+
+    /// Detaches the program from an uplink that is one no longer.
+    ///
+    /// # Errors
+    /// The pin cannot be removed.
+    pub fn detach_uplink(&self, interface: &str) -> Result<(), Error> {
+        let pin = self.pins.uplink(interface);
+        if pin.exists() {
+            return std::fs::remove_file(&pin).map_err(Error::path("unpin the link", &pin));
+        }
+        let link = SchedClassifierLink::attached(interface, TcAttachType::Ingress, PRIORITY, HANDLE, None)
+            .map_err(attach_error(interface))?;
+        match detach(link) {
+            Err(error) if is_errno(&error, libc::ENOENT) || is_errno(&error, libc::EINVAL) => Ok(()),
+            other => other.map_err(attach_error(interface)),
+        }
+    }
+
+    /// Interfaces whose uplink link is pinned.
+    #[must_use]
+    pub fn pinned_uplinks(&self) -> Vec<String> {
+        let Ok(entries) = std::fs::read_dir(self.pins.links()) else { return Vec::new() };
+        entries
+            .flatten()
+            .filter_map(|entry| Some(entry.file_name().to_str()?.strip_prefix("uplink-")?.replace(':', ".")))
+            .collect()
+    }
+}
+
+/// Puts the program into a pinned link; false if there is none, or only one of a device that is gone.
+fn replace_pinned(program: &mut SchedClassifier, interface: &str, pin: &Path) -> Result<bool, Error> {
+    let link = match PinnedLink::from_pin(pin) {
+        Ok(link) => FdLink::from(link),
+        Err(LinkError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
+            return Ok(false);
+        }
+        Err(error) => return Err(attach_error(interface)(error)),
+    };
+    let link: SchedClassifierLink = link.try_into().map_err(attach_error(interface))?;
+    match program.attach_to_link(link) {
+        Ok(id) => {
+            // Kept alive by its pin; our descriptor is not needed.
+            drop(program.take_link(id).map_err(attach_error(interface))?);
+            Ok(true)
+        }
+        Err(error) if is_errno(&error, libc::ENOLINK) => {
+            std::fs::remove_file(pin).map_err(Error::path("unpin the link", pin))?;
+            Ok(false)
+        }
+        Err(error) => Err(attach_error(interface)(error)),
+    }
+}
+
+fn add_clsact(interface: &str) -> Result<(), Error> {
+    match qdisc_add_clsact(interface) {
+        Ok(()) => Ok(()),
+        Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+        Err(error) => Err(attach_error(interface)(error)),
+    }
+}
+
+/// Attaches a filter that stays when its handle goes.
+fn filter(program: &mut SchedClassifier, interface: &str, hook: TcAttachType) -> Result<(), Error> {
+    let options = TcAttachOptions::Netlink(NlOptions { priority: PRIORITY, handle: HANDLE, classid: None });
+    let id = match program.attach_with_options(interface, hook, options) {
+        Err(error) if is_errno(&error, libc::EEXIST) => {
+            let there = SchedClassifierLink::attached(interface, hook, PRIORITY, HANDLE, None)
+                .map_err(attach_error(interface))?;
+            program.attach_to_link(there)
+        }
+        other => other,
+    };
+    let link = program.take_link(id.map_err(attach_error(interface))?).map_err(attach_error(interface))?;
+    std::mem::forget(link);
+    Ok(())
+}
+
+fn detach(link: SchedClassifierLink) -> Result<(), ProgramError> {
+    aya::programs::links::Link::detach(link)
+}
+
+/// A kernel without TCX knows no such attach type.
+fn no_tcx(error: &ProgramError) -> bool {
+    matches!(error, ProgramError::SyscallError(error)
+        if matches!(error.io_error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)))
+}
+
+fn is_errno(error: &ProgramError, errno: i32) -> bool {
+    let found = match error {
+        ProgramError::SyscallError(error) => error.io_error.raw_os_error(),
+        ProgramError::TcError(TcError::NetlinkError(error)) => error.raw_os_error(),
+        _ => None,
+    };
+    found == Some(errno)
+}
+
+fn attach_error<E: std::error::Error + Send + Sync + 'static>(interface: &str) -> impl Fn(E) -> Error {
+    move |source| Error::Attach { interface: interface.to_owned(), source: Box::new(source) }
+}

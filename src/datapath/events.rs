@@ -1,0 +1,93 @@
+//! What the programs tell: the ring buffer of drops, and the counters.
+
+use super::{Datapath, Error, locked};
+use aya::maps::{MapData, PerCpuValues, RingBuf};
+use netd_bpf::event::{Count, Drop, DropKey, path};
+use std::io;
+use tokio::io::unix::AsyncFd;
+
+/// The ring buffer of drop events; one reader at a time.
+pub struct Events {
+    ring: AsyncFd<RingBuf<MapData>>,
+}
+
+impl std::fmt::Debug for Events {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Events")
+    }
+}
+
+impl Datapath {
+    /// Takes the reader's end of the ring buffer; the second call finds none. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// The descriptor cannot be watched.
+    #[expect(unsafe_code, reason = "registering a descriptor with the runtime")]
+    pub fn take_events(&self) -> io::Result<Option<Events>> {
+        let Some(ring) = locked(&self.events).take() else { return Ok(None) };
+        // SAFETY: the ring buffer owns its descriptor and gives out the same one until it is dropped.
+        let ring = unsafe { AsyncFd::register(ring) }.map_err(io::Error::from)?;
+        Ok(Some(Events { ring }))
+    }
+
+    /// Drops so far, by reason and place.
+    ///
+    /// # Errors
+    /// The kernel refuses the walk.
+    pub fn drop_counts(&self) -> Result<Vec<(DropKey, Count)>, Error> {
+        self.drops
+            .iter()
+            .map(|row| row.map(|(key, values)| (key, sum(&values))).map_err(Error::map("DROPS")))
+            .collect()
+    }
+
+    /// Packets so far by the way they left, as [`path::NAMES`] calls it.
+    ///
+    /// # Errors
+    /// The kernel refuses a look-up.
+    pub fn path_counts(&self) -> Result<Vec<(&'static str, Count)>, Error> {
+        (0..path::COUNT)
+            .zip(path::NAMES)
+            .map(|(index, name)| {
+                let values = self.paths.get(&index, 0).map_err(Error::map("PATHS"))?;
+                Ok((name, sum(&values)))
+            })
+            .collect()
+    }
+}
+
+impl Events {
+    /// The next drop. Cancel-safe: an event is taken only when it is returned.
+    ///
+    /// # Errors
+    /// The descriptor cannot be watched.
+    pub async fn next(&mut self) -> io::Result<Drop> {
+        loop {
+            let mut ready = self.ring.readable_mut().await?;
+            if let Some(item) = ready.get_inner_mut().next() {
+                if let Some(event) = decode(&item) {
+                    return Ok(event);
+                }
+                continue;
+            }
+            ready.clear_ready();
+        }
+    }
+}
+
+/// A record of another size is not ours and is skipped.
+#[expect(unsafe_code, reason = "reading a C struct out of the ring buffer")]
+fn decode(bytes: &[u8]) -> Option<Drop> {
+    if bytes.len() != size_of::<Drop>() {
+        return None;
+    }
+    // SAFETY: the length is checked; `Drop` is plain data for which any bytes are a value.
+    Some(unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) })
+}
+
+fn sum(values: &PerCpuValues<Count>) -> Count {
+    values.iter().fold(Count::default(), |total, one| Count {
+        packets: total.packets + one.packets,
+        bytes: total.bytes + one.bytes,
+    })
+}

@@ -1,0 +1,77 @@
+//! Pod rows.
+
+use super::{Datapath, Error, locked};
+use aya::maps::MapError;
+use netd_bpf::Addr;
+use netd_bpf::pod::Pod;
+
+impl Datapath {
+    /// Writes a pod's rows; the last one written is the one by interface, without which the pod cannot send.
+    ///
+    /// # Errors
+    /// A table is full; nothing of the pod stays then.
+    pub fn upsert_pod(&self, pod: &Pod) -> Result<(), Error> {
+        self.write_pod(pod).inspect_err(|_| {
+            // The first error is the one to tell.
+            drop(self.remove_pod(pod));
+        })
+    }
+
+    fn write_pod(&self, pod: &Pod) -> Result<(), Error> {
+        for addr in addresses(pod) {
+            locked(&self.pod_by_addr).insert(addr, pod, 0).map_err(Error::map("POD_BY_ADDR"))?;
+        }
+        locked(&self.pod_by_ifindex).insert(pod.ifindex, pod, 0).map_err(Error::map("POD_BY_IFINDEX"))
+    }
+
+    /// Removes a pod's rows, those by address only while they are this pod's. Rows that are not there are no
+    /// error.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn remove_pod(&self, pod: &Pod) -> Result<(), Error> {
+        absent_is_fine(locked(&self.pod_by_ifindex).remove(&pod.ifindex), "POD_BY_IFINDEX")?;
+        let mut by_addr = locked(&self.pod_by_addr);
+        for addr in addresses(pod) {
+            match by_addr.get(&addr, 0) {
+                Ok(row) if row.ifindex == pod.ifindex => {
+                    absent_is_fine(by_addr.remove(&addr), "POD_BY_ADDR")?;
+                }
+                Ok(_) | Err(MapError::KeyNotFound) => {}
+                Err(error) => return Err(Error::map("POD_BY_ADDR")(error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// All pods, each once: those with a row by interface or by address.
+    ///
+    /// # Errors
+    /// The kernel refuses the walk.
+    pub fn pods(&self) -> Result<Vec<Pod>, Error> {
+        let mut pods = Vec::new();
+        for row in locked(&self.pod_by_ifindex).iter() {
+            pods.push(row.map_err(Error::map("POD_BY_IFINDEX"))?.1);
+        }
+        for row in locked(&self.pod_by_addr).iter() {
+            let (_, pod) = row.map_err(Error::map("POD_BY_ADDR"))?;
+            if !pods.contains(&pod) {
+                pods.push(pod);
+            }
+        }
+        Ok(pods)
+    }
+}
+
+/// The pod's addresses that are set.
+pub(super) fn addresses(pod: &Pod) -> impl Iterator<Item = Addr> {
+    [pod.v4, pod.v6].into_iter().filter(|addr| !addr.is_unspecified())
+}
+
+pub(super) fn absent_is_fine(result: Result<(), MapError>, map: &'static str) -> Result<(), Error> {
+    match result {
+        Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Error::map(map)(error)),
+    }
+}

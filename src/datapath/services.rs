@@ -1,0 +1,83 @@
+//! Service rows; `service::tables` decides what to write, and in which order.
+
+use super::pods::absent_is_fine;
+use super::{Datapath, Error, locked};
+use netd_bpf::service::{Backend, Frontend, FrontendKey, backend_state};
+
+impl Datapath {
+    /// All frontends.
+    ///
+    /// # Errors
+    /// The kernel refuses the walk.
+    pub fn frontends(&self) -> Result<Vec<(FrontendKey, Frontend)>, Error> {
+        locked(&self.frontends).iter().collect::<Result<_, _>>().map_err(Error::map("FRONTENDS"))
+    }
+
+    /// Backend ids in the `count` slots from `base`; those beyond the table are missing.
+    ///
+    /// # Errors
+    /// The kernel refuses the look-up.
+    pub fn slots(&self, base: u32, count: u32) -> Result<Vec<u32>, Error> {
+        let slots = locked(&self.slots);
+        (base..base.saturating_add(count).min(slots.len()))
+            .map(|slot| slots.get(&slot, 0).map_err(Error::map("SLOTS")))
+            .collect()
+    }
+
+    /// All backends that are not free, by id.
+    ///
+    /// # Errors
+    /// The kernel refuses a look-up.
+    pub fn backends(&self) -> Result<Vec<(u32, Backend)>, Error> {
+        let mut used = Vec::new();
+        for (id, backend) in (0..).zip(locked(&self.backends).iter()) {
+            let backend = backend.map_err(Error::map("BACKENDS"))?;
+            if backend.state != backend_state::FREE || backend.generation != 0 {
+                used.push((id, backend));
+            }
+        }
+        Ok(used)
+    }
+
+    /// Limits of the tables as they are: frontends, slots, backends.
+    #[must_use]
+    pub fn service_limits(&self) -> (u32, u32, u32) {
+        (self.config.frontends, locked(&self.slots).len(), locked(&self.backends).len())
+    }
+
+    /// Writes one backend.
+    ///
+    /// # Errors
+    /// The id is beyond the table.
+    pub fn set_backend(&self, id: u32, backend: &Backend) -> Result<(), Error> {
+        locked(&self.backends).set(id, backend, 0).map_err(Error::map("BACKENDS"))
+    }
+
+    /// Writes consecutive slots.
+    ///
+    /// # Errors
+    /// The range is beyond the table.
+    pub fn set_slots(&self, base: u32, backends: &[u32]) -> Result<(), Error> {
+        let mut slots = locked(&self.slots);
+        for (slot, backend) in (base..).zip(backends) {
+            slots.set(slot, backend, 0).map_err(Error::map("SLOTS"))?;
+        }
+        Ok(())
+    }
+
+    /// Makes or replaces a frontend in one step.
+    ///
+    /// # Errors
+    /// The table is full.
+    pub fn set_frontend(&self, key: &FrontendKey, frontend: &Frontend) -> Result<(), Error> {
+        locked(&self.frontends).insert(key, frontend, 0).map_err(Error::map("FRONTENDS"))
+    }
+
+    /// Removes a frontend; one that is not there is no error.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn delete_frontend(&self, key: &FrontendKey) -> Result<(), Error> {
+        absent_is_fine(locked(&self.frontends).remove(key), "FRONTENDS")
+    }
+}

@@ -1,0 +1,399 @@
+//! What the programs do to single packets.
+
+use super::frames::{Segment, TCP, UDP, addr, read, tcp, udp};
+use super::rig::{IFINDEX, OTHER_IFINDEX, Rig, SERVICE, frontend_key, isolated, pod, run};
+use crate::datapath::test_run::Stage;
+use netd_bpf::event::{path, reason, stage};
+use netd_bpf::flow::{flow_flag, role};
+use netd_bpf::service::{backend_state, kind};
+use std::collections::BTreeMap;
+
+const OK: i32 = 0;
+const SHOT: i32 = 2;
+const REDIRECT: i32 = 7;
+
+#[test]
+fn a_pod_reaches_its_neighbour_directly() {
+    isolated(|| {
+        let rig = Rig::new();
+        for (from, to) in [("10.0.0.1:1000", "10.0.0.2:80"), ("[fd00::1]:1000", "[fd00::2]:80")] {
+            let ran = rig.from_pod(&tcp(from, to, Segment::Syn));
+            assert_eq!(ran.verdict, REDIRECT);
+            let seen = read(&ran.packet);
+            assert_eq!(
+                (seen.source, seen.destination, seen.ttl),
+                (from.parse().unwrap(), to.parse().unwrap(), 63)
+            );
+            assert_eq!(ran.packet[..6], [2, 0, 0, 0, 1, 2], "the neighbour's MAC address");
+        }
+        let paths: BTreeMap<_, _> = rig.datapath.path_counts().unwrap().into_iter().collect();
+        assert_eq!(paths["peer"].packets, 2);
+    });
+}
+
+#[test]
+fn a_spoofed_source_is_dropped_and_told() {
+    isolated(|| {
+        let rig = Rig::new();
+        for (number, frame) in [
+            tcp("10.0.0.9:1000", "10.0.0.2:80", Segment::Syn),
+            tcp("[fd00::9]:1000", "[fd00::2]:80", Segment::Syn),
+            udp("[fe80::5]:1000", "[fd00::2]:80"),
+        ]
+        .iter()
+        .enumerate()
+        {
+            assert_eq!(rig.from_pod(frame).verdict, SHOT, "frame {number}");
+        }
+        assert_eq!(rig.drops(reason::SPOOFED_SOURCE), 3);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        let event = runtime.block_on(async {
+            rig.datapath.take_events().unwrap().expect("nobody took it").next().await.unwrap()
+        });
+        assert_eq!(
+            (event.reason, event.stage, event.endpoint),
+            (reason::SPOOFED_SOURCE, stage::POD_EGRESS, 1)
+        );
+        assert_eq!((event.source, event.destination), (addr("10.0.0.9"), addr("10.0.0.2")));
+        assert_eq!((event.source_port, event.destination_port), (1000_u16.to_be(), 80_u16.to_be()));
+        assert_eq!((event.proto, event.ifindex), (TCP, IFINDEX));
+    });
+}
+
+#[test]
+fn a_pod_without_a_family_may_not_use_it() {
+    isolated(|| {
+        let rig = Rig::new();
+        rig.datapath.upsert_pod(&pod(IFINDEX, 1, "", "fd00::1")).unwrap();
+        assert_eq!(rig.from_pod(&tcp("10.0.0.1:1000", "10.0.0.2:80", Segment::Syn)).verdict, SHOT);
+        assert_eq!(rig.from_pod(&tcp("0.0.0.0:1000", "10.0.0.2:80", Segment::Syn)).verdict, SHOT);
+        assert_eq!(rig.from_pod(&tcp("[fd00::1]:1000", "[fd00::2]:80", Segment::Syn)).verdict, REDIRECT);
+    });
+}
+
+#[test]
+fn arp_and_discovery_stay_on_the_link() {
+    isolated(|| {
+        let rig = Rig::new();
+        let arp = |sender: [u8; 4]| {
+            let mut frame = vec![0xff; 6];
+            frame.extend([2, 0, 0, 0, 1, 1, 0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 1, 1]);
+            frame.extend(sender);
+            frame.extend([0, 0, 0, 0, 0, 0, 169, 254, 1, 1]);
+            frame
+        };
+        assert_eq!(rig.from_pod(&arp([10, 0, 0, 1])).verdict, OK);
+        assert_eq!(rig.from_pod(&arp([0, 0, 0, 0])).verdict, OK, "a probe");
+        assert_eq!(rig.from_pod(&arp([10, 0, 0, 2])).verdict, SHOT, "another pod's address");
+        let mut lldp = arp([10, 0, 0, 1]);
+        lldp[12..14].copy_from_slice(&[0x88, 0xcc]);
+        assert_eq!(rig.from_pod(&lldp).verdict, SHOT);
+        assert_eq!(rig.drops(reason::UNSUPPORTED_ETHERTYPE), 1);
+        let mut solicitation = Vec::new();
+        etherparse::PacketBuilder::ethernet2([2; 6], [0; 6])
+            .ipv6(
+                "fe80::1234".parse::<std::net::Ipv6Addr>().unwrap().octets(),
+                [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, 0, 0, 1],
+                255,
+            )
+            .icmpv6_raw(135, 0, [0; 4])
+            .write(&mut solicitation, &[0; 16])
+            .unwrap();
+        assert_eq!(rig.from_pod(&solicitation).verdict, OK);
+    });
+}
+
+#[test]
+fn an_unknown_interface_sends_nothing() {
+    isolated(|| {
+        let rig = Rig::new();
+        rig.datapath.remove_pod(&pod(IFINDEX, 1, "10.0.0.1", "fd00::1")).unwrap();
+        assert_eq!(rig.from_pod(&tcp("10.0.0.1:1000", "10.0.0.2:80", Segment::Syn)).verdict, SHOT);
+        assert_eq!(rig.drops(reason::UNKNOWN_INTERFACE), 1);
+    });
+}
+
+#[test]
+fn cut_headers_are_malformed() {
+    isolated(|| {
+        let rig = Rig::new();
+        for (from, to) in [("10.0.0.1:1000", "10.0.0.2:80"), ("[fd00::1]:1000", "[fd00::2]:80")] {
+            let frame = tcp(from, to, Segment::Syn);
+            let whole = frame.len() - 7;
+            // A test run takes no packet shorter than its IP header.
+            let network = if from.starts_with('[') { 54 } else { 34 };
+            for length in network..whole - 6 {
+                assert_eq!(rig.from_pod(&frame[..length]).verdict, SHOT, "{length} of {whole} bytes");
+            }
+        }
+        assert!(rig.drops(reason::MALFORMED) > 20);
+    });
+}
+
+#[test]
+fn a_service_is_translated_both_ways() {
+    isolated(|| {
+        run(&[
+            "ip",
+            "link",
+            "add",
+            "up0",
+            "address",
+            "02:00:00:00:00:99",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "far0",
+        ]);
+        let uplink = nix::net::if_::if_nametoindex("up0").unwrap();
+        for (client, vip, backend) in
+            [("10.0.0.1", "10.96.0.1", "10.0.0.2"), ("fd00::1", "fd96::1", "fd00::2")]
+        {
+            for proto in [TCP, UDP] {
+                let rig = Rig::new();
+                rig.service(vip, 80, proto, &[(backend, 8080)]);
+                let wrap = |ip: &str, port: u16| {
+                    if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") }
+                };
+                let make = |from: String, to: String, segment| {
+                    if proto == TCP { tcp(&from, &to, segment) } else { udp(&from, &to) }
+                };
+                let sent = rig.from_pod(&make(wrap(client, 1000), wrap(vip, 80), Segment::Syn));
+                assert_eq!(sent.verdict, REDIRECT);
+                assert_eq!(read(&sent.packet).destination, wrap(backend, 8080).parse().unwrap());
+
+                let reply = make(wrap(backend, 8080), wrap(client, 1000), Segment::Ack);
+                let back = rig.to_pod(&reply);
+                assert_eq!(back.verdict, OK);
+                assert_eq!(read(&back.packet).source, wrap(vip, 80).parse().unwrap());
+                let mut reply = reply;
+                let back = rig.datapath.test_run(Stage::UplinkIn, &reply, uplink, false, 1).unwrap();
+                assert_eq!((back.verdict, &back.packet), (OK, &reply), "for another host");
+                reply[..6].copy_from_slice(&[2, 0, 0, 0, 0, 0x99]);
+                let back = rig.datapath.test_run(Stage::UplinkIn, &reply, uplink, false, 1).unwrap();
+                assert_eq!(back.verdict, REDIRECT);
+                assert_eq!(read(&back.packet).source, wrap(vip, 80).parse().unwrap());
+
+                let flows = rig.datapath.flows().unwrap();
+                let mut roles: Vec<u8> = flows.iter().map(|(_, flow)| flow.role).collect();
+                roles.sort_unstable();
+                assert_eq!(roles, [role::FORWARD, role::REPLY]);
+                assert!(flows.iter().all(|(_, flow)| flow.service == SERVICE && flow.backend == 1));
+            }
+        }
+    });
+}
+
+#[test]
+fn udp_without_checksum_keeps_none() {
+    isolated(|| {
+        let rig = Rig::new();
+        rig.service("10.96.0.1", 53, UDP, &[("10.0.0.2", 5353)]);
+        let mut frame = udp("10.0.0.1:1000", "10.96.0.1:53");
+        frame[40..42].copy_from_slice(&[0, 0]);
+        let ran = rig.from_pod(&frame);
+        assert_eq!(ran.verdict, REDIRECT);
+        assert_eq!(ran.packet[40..42], [0, 0]);
+        assert_eq!(read(&ran.packet).destination, "10.0.0.2:5353".parse().unwrap());
+    });
+}
+
+#[test]
+fn one_port_with_two_protocols_is_two_services() {
+    isolated(|| {
+        let rig = Rig::new();
+        rig.service("10.96.0.1", 53, UDP, &[("10.0.0.2", 5353)]);
+        assert_eq!(rig.from_pod(&udp("10.0.0.1:1000", "10.96.0.1:53")).verdict, REDIRECT);
+        let ran = rig.from_pod(&tcp("10.0.0.1:1000", "10.96.0.1:53", Segment::Syn));
+        assert_eq!(read(&ran.packet).destination, "10.96.0.1:53".parse().unwrap(), "not a TCP Service");
+    });
+}
+
+#[test]
+fn a_service_without_backends_is_refused_with_a_reason() {
+    isolated(|| {
+        let rig = Rig::new();
+        rig.frontend("10.96.0.1", 80, TCP, kind::BALANCE, 0);
+        assert_eq!(rig.from_pod(&tcp("10.0.0.1:1000", "10.96.0.1:80", Segment::Syn)).verdict, SHOT);
+        assert_eq!(rig.drops(reason::NO_BACKEND), 1);
+        assert!(rig.datapath.flows().unwrap().is_empty());
+    });
+}
+
+#[test]
+fn backends_get_equal_shares() {
+    isolated(|| {
+        let rig = Rig::new();
+        rig.service("10.96.0.1", 80, TCP, &[("10.1.0.1", 80), ("10.1.0.2", 80), ("10.1.0.3", 80)]);
+        let mut shares = [0_u32; 3];
+        for port in 0..3000 {
+            let ran =
+                rig.from_pod(&tcp(&format!("10.0.0.1:{}", 10_000 + port), "10.96.0.1:80", Segment::Syn));
+            let text = read(&ran.packet).destination.ip().to_string();
+            shares[usize::from(text.as_bytes()[text.len() - 1] - b'1')] += 1;
+        }
+        let chi2: f64 = shares.iter().map(|share| (f64::from(*share) - 1000.0).powi(2) / 1000.0).sum();
+        // Two degrees of freedom: p = exp(-χ²/2) > 0.00001.
+        assert!(chi2 < 23.0, "{shares:?}");
+    });
+}
+
+#[test]
+fn an_open_connection_stays_and_udp_moves_when_its_backend_goes() {
+    isolated(|| {
+        let rig = Rig::new();
+        rig.service("10.96.0.1", 80, TCP, &[("10.1.0.1", 80)]);
+        rig.frontend("10.96.0.1", 80, UDP, kind::BALANCE, 1);
+        let tcp_packet = |segment| tcp("10.0.0.1:1000", "10.96.0.1:80", segment);
+        let destination = |ran: crate::datapath::test_run::Ran| read(&ran.packet).destination.to_string();
+        assert_eq!(destination(rig.from_pod(&tcp_packet(Segment::Syn))), "10.1.0.1:80");
+        assert_eq!(destination(rig.from_pod(&udp("10.0.0.1:1000", "10.96.0.1:80"))), "10.1.0.1:80");
+
+        rig.backend(1, "10.1.0.1", 80, TCP, backend_state::FREE, 2);
+        rig.backend(2, "10.1.0.2", 80, TCP, backend_state::ACTIVE, 1);
+        rig.datapath.set_slots(0, &[2]).unwrap();
+        assert_eq!(destination(rig.from_pod(&tcp_packet(Segment::Ack))), "10.1.0.1:80", "open");
+        assert_eq!(destination(rig.from_pod(&udp("10.0.0.1:1000", "10.96.0.1:80"))), "10.1.0.2:80");
+        assert_eq!(destination(rig.from_pod(&tcp_packet(Segment::Syn))), "10.1.0.2:80", "a new one");
+    });
+}
+
+#[test]
+fn a_reused_port_after_a_close_chooses_anew() {
+    isolated(|| {
+        for close in [Segment::Fin, Segment::Rst] {
+            let rig = Rig::new();
+            rig.service("10.96.0.1", 80, TCP, &[("10.1.0.1", 80)]);
+            let sent = |segment| rig.from_pod(&tcp("10.0.0.1:1000", "10.96.0.1:80", segment));
+            sent(Segment::Syn);
+            // The server closes: only the row of the way back sees it, and tells the other.
+            rig.to_pod(&tcp("10.1.0.1:80", "10.0.0.1:1000", close));
+            assert!(
+                rig.datapath.flows().unwrap().iter().all(|(_, flow)| flow.flags & flow_flag::CLOSING != 0)
+            );
+            rig.backend(2, "10.1.0.2", 80, TCP, backend_state::ACTIVE, 1);
+            rig.datapath.set_slots(0, &[2]).unwrap();
+            assert_eq!(
+                read(&sent(Segment::Ack).packet).destination.to_string(),
+                "10.1.0.1:80",
+                "the last ACK"
+            );
+            assert_eq!(read(&sent(Segment::Syn).packet).destination.to_string(), "10.1.0.2:80");
+        }
+    });
+}
+
+#[test]
+fn a_local_redirect_is_used_while_somebody_listens() {
+    isolated(|| {
+        run(&["ip", "address", "add", "169.254.20.10/32", "dev", "lo"]);
+        for proto in [TCP, UDP] {
+            let rig = Rig::new();
+            rig.backend(1, "169.254.20.10", 53, proto, backend_state::ACTIVE, 1);
+            rig.backend(2, "10.0.0.2", 53, proto, backend_state::ACTIVE, 1);
+            rig.datapath.set_slots(0, &[1, 2]).unwrap();
+            rig.frontend("10.96.0.10", 53, proto, kind::LOCAL_REDIRECT, 1);
+            let ask = |port: u16| {
+                let from = format!("10.0.0.1:{port}");
+                let frame = if proto == TCP {
+                    tcp(&from, "10.96.0.10:53", Segment::Syn)
+                } else {
+                    udp(&from, "10.96.0.10:53")
+                };
+                let ran = rig.from_pod(&frame);
+                (ran.verdict, read(&ran.packet).destination.to_string())
+            };
+            assert_eq!(ask(1000), (REDIRECT, "10.0.0.2:53".to_owned()), "nobody listens");
+            let listeners = (
+                std::net::TcpListener::bind("169.254.20.10:53").unwrap(),
+                std::net::UdpSocket::bind("169.254.20.10:53").unwrap(),
+            );
+            assert_eq!(ask(1001), (OK, "169.254.20.10:53".to_owned()));
+            drop(listeners);
+            assert_eq!(ask(1002), (REDIRECT, "10.0.0.2:53".to_owned()));
+        }
+    });
+}
+
+#[test]
+fn other_nodes_are_reached_by_the_nodes_routes() {
+    isolated(|| {
+        run(&["ip", "link", "add", "up0", "type", "veth", "peer", "name", "far0"]);
+        run(&["ip", "address", "add", "192.0.2.1/24", "dev", "up0"]);
+        run(&["ip", "address", "add", "2001:db8::1/64", "dev", "up0", "nodad"]);
+        run(&["ip", "link", "set", "up0", "up"]);
+        run(&["ip", "link", "set", "far0", "up"]);
+        run(&["ip", "route", "add", "10.1.0.0/24", "via", "192.0.2.2"]);
+        run(&["ip", "-6", "route", "add", "fd00:1::/64", "via", "2001:db8::2"]);
+        run(&["ip", "route", "add", "blackhole", "10.2.0.0/24"]);
+        run(&["sysctl", "-qw", "net.ipv4.conf.all.forwarding=1", "net.ipv6.conf.all.forwarding=1"]);
+        let rig = Rig::new();
+        for (from, to) in [("10.0.0.1:1000", "10.1.0.7:80"), ("[fd00::1]:1000", "[fd00:1::7]:80")] {
+            let ran = rig.from_pod(&tcp(from, to, Segment::Syn));
+            assert_eq!((ran.verdict, read(&ran.packet).ttl), (REDIRECT, 63), "{to}");
+        }
+        let paths: BTreeMap<_, _> = rig.datapath.path_counts().unwrap().into_iter().collect();
+        assert_eq!(paths["neighbor"].packets, 2);
+        assert_eq!(rig.from_pod(&tcp("10.0.0.1:1000", "192.0.2.1:80", Segment::Syn)).verdict, OK, "the node");
+        assert_eq!(rig.from_pod(&tcp("10.0.0.1:1000", "10.9.0.1:80", Segment::Syn)).verdict, OK, "no route");
+        assert_eq!(rig.from_pod(&tcp("10.0.0.1:1000", "10.2.0.1:80", Segment::Syn)).verdict, SHOT);
+        assert_eq!(rig.drops(reason::NO_ROUTE), 1);
+    });
+}
+
+#[test]
+fn an_explain_run_tells_and_changes_nothing() {
+    isolated(|| {
+        let rig = Rig::new();
+        rig.service("10.96.0.1", 80, TCP, &[("10.0.0.2", 8080)]);
+        let explain = |frame: &[u8]| {
+            let ran = rig.datapath.test_run(Stage::PodEgress, frame, IFINDEX, true, 1).unwrap();
+            (ran.verdict, ran.explained.expect("an answer"))
+        };
+        let (verdict, answer) = explain(&tcp("10.0.0.1:1000", "10.96.0.1:80", Segment::Syn));
+        assert_eq!(verdict, REDIRECT);
+        assert_eq!(answer.outcome, path::PEER | u32::from(stage::POD_EGRESS) << 16);
+        assert_eq!((answer.service, answer.backend, answer.ifindex), (SERVICE, 1, OTHER_IFINDEX));
+        let (verdict, answer) = explain(&tcp("10.0.0.9:1000", "10.96.0.1:80", Segment::Syn));
+        assert_eq!(verdict, SHOT);
+        assert_eq!(answer.outcome >> 8 & 0xff, u32::from(reason::SPOOFED_SOURCE));
+        assert!(rig.datapath.flows().unwrap().is_empty());
+        assert!(rig.datapath.drop_counts().unwrap().is_empty());
+        assert!(rig.datapath.path_counts().unwrap().iter().all(|(_, count)| count.packets == 0));
+    });
+}
+
+#[test]
+fn an_evicted_half_comes_back() {
+    isolated(|| {
+        let rig = Rig::new();
+        rig.service("10.96.0.1", 80, UDP, &[("10.1.0.1", 80)]);
+        let send = || rig.from_pod(&udp("10.0.0.1:1000", "10.96.0.1:80"));
+        send();
+        let all = rig.datapath.flows().unwrap();
+        let (key, _) = all.iter().find(|(_, flow)| flow.role == role::REPLY).unwrap();
+        rig.datapath.remove_flow(key).unwrap();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while !rig.datapath.flows().unwrap().iter().any(|(_, flow)| flow.role == role::REPLY) {
+            assert!(std::time::Instant::now() < deadline, "the way back stays lost");
+            send();
+        }
+        let back = rig.to_pod(&udp("10.1.0.1:80", "10.0.0.1:1000"));
+        assert_eq!(read(&back.packet).source.to_string(), "10.96.0.1:80");
+    });
+}
+
+#[test]
+fn a_deleted_frontend_is_gone_for_new_flows() {
+    isolated(|| {
+        let rig = Rig::new();
+        rig.service("10.96.0.1", 80, TCP, &[("10.1.0.1", 80)]);
+        rig.from_pod(&tcp("10.0.0.1:1000", "10.96.0.1:80", Segment::Syn));
+        rig.datapath.delete_frontend(&frontend_key("10.96.0.1", 80, TCP)).unwrap();
+        let open = rig.from_pod(&tcp("10.0.0.1:1000", "10.96.0.1:80", Segment::Ack));
+        assert_eq!(read(&open.packet).destination.to_string(), "10.1.0.1:80");
+        let new = rig.from_pod(&tcp("10.0.0.1:1001", "10.96.0.1:80", Segment::Syn));
+        assert_eq!(read(&new.packet).destination.to_string(), "10.96.0.1:80");
+    });
+}

@@ -1,0 +1,128 @@
+//! A datapath of its own for each test: temporary bpffs, new network namespace, two pods.
+
+use super::frames::addr;
+use crate::datapath::config::Config;
+use crate::datapath::test_run::{Ran, Stage};
+use crate::datapath::{Datapath, OpenReport};
+use netd_bpf::Addr;
+use netd_bpf::pod::Pod;
+use netd_bpf::service::{Backend, Frontend, FrontendKey, backend_state, kind, scope};
+use std::path::{Path, PathBuf};
+
+/// Interface of pod 1: the loopback device stands for it, as a test run needs one that exists.
+pub(super) const IFINDEX: u32 = 1;
+/// Interface index of pod 2.
+pub(super) const OTHER_IFINDEX: u32 = 77;
+pub(super) const SERVICE: u32 = 9;
+
+/// Removes the mount and the folder whatever happens.
+pub(super) struct Folder(PathBuf);
+
+impl Folder {
+    pub(super) fn new() -> Self {
+        let folder = tempfile::Builder::new().prefix("netd-test-").tempdir().expect("a temporary folder");
+        Self(folder.keep())
+    }
+
+    pub(super) fn config(&self) -> Config {
+        Config { bpffs: self.0.join("bpf"), flows: 1024, frontends: 64, backends: 64, slots: 256, pods: 16 }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.0.join("bpf"), nix::mount::MntFlags::MNT_DETACH);
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+pub(super) struct Rig {
+    pub(super) datapath: Datapath,
+    pub(super) report: OpenReport,
+    pub(super) folder: Folder,
+}
+
+/// Runs a test in a network namespace of its own.
+pub(super) fn isolated(test: impl FnOnce() + Send + 'static) {
+    let thread = std::thread::spawn(|| {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("these tests need root");
+        run(&["ip", "link", "set", "lo", "up"]);
+        test();
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+pub(super) fn run(command: &[&str]) {
+    let (program, arguments) = command.split_first().expect("a command");
+    let status = std::process::Command::new(program).args(arguments).status().expect("the command exists");
+    assert!(status.success(), "{command:?}: {status}");
+}
+
+impl Rig {
+    /// Pod 1 at the interface of the test run, pod 2 beside it, both dual stack.
+    pub(super) fn new() -> Self {
+        let folder = Folder::new();
+        let (datapath, report) = Datapath::open(&folder.config()).expect("the programs load");
+        let rig = Self { datapath, report, folder };
+        rig.datapath.upsert_pod(&pod(IFINDEX, 1, "10.0.0.1", "fd00::1")).expect("room");
+        rig.datapath.upsert_pod(&pod(OTHER_IFINDEX, 2, "10.0.0.2", "fd00::2")).expect("room");
+        rig
+    }
+
+    pub(super) fn from_pod(&self, frame: &[u8]) -> Ran {
+        self.datapath.test_run(Stage::PodEgress, frame, IFINDEX, false, 1).expect("it runs")
+    }
+
+    pub(super) fn to_pod(&self, frame: &[u8]) -> Ran {
+        self.datapath.test_run(Stage::PodIngress, frame, IFINDEX, false, 1).expect("it runs")
+    }
+
+    /// Packets dropped for a reason.
+    pub(super) fn drops(&self, reason: u8) -> u64 {
+        let counts = self.datapath.drop_counts().expect("readable");
+        counts.iter().filter(|(key, _)| key.reason == reason).map(|(_, count)| count.packets).sum()
+    }
+
+    /// A Service with these backends, their ids from 1 on.
+    pub(super) fn service(&self, vip: &str, port: u16, proto: u8, backends: &[(&str, u16)]) {
+        let mut ids = Vec::new();
+        for (id, (ip, port)) in (1..).zip(backends) {
+            self.backend(id, ip, *port, proto, backend_state::ACTIVE, 1);
+            ids.push(id);
+        }
+        self.datapath.set_slots(0, &ids).expect("room");
+        self.frontend(vip, port, proto, kind::BALANCE, u16::try_from(ids.len()).expect("few"));
+    }
+
+    pub(super) fn backend(&self, id: u32, ip: &str, port: u16, proto: u8, state: u8, generation: u32) {
+        let backend = Backend { addr: addr(ip), port: port.to_be(), proto, state, generation };
+        self.datapath.set_backend(id, &backend).expect("room");
+    }
+
+    pub(super) fn frontend(&self, vip: &str, port: u16, proto: u8, kind: u8, backends: u16) {
+        let frontend = Frontend { service: SERVICE, backends, kind, ..Frontend::default() };
+        self.datapath.set_frontend(&frontend_key(vip, port, proto), &frontend).expect("room");
+    }
+}
+
+pub(super) fn frontend_key(vip: &str, port: u16, proto: u8) -> FrontendKey {
+    FrontendKey { addr: addr(vip), port: port.to_be(), proto, scope: scope::INTERNAL }
+}
+
+pub(super) fn pod(ifindex: u32, endpoint: u32, v4: &str, v6: &str) -> Pod {
+    Pod {
+        v4: if v4.is_empty() { Addr::UNSPECIFIED } else { addr(v4) },
+        v6: if v6.is_empty() { Addr::UNSPECIFIED } else { addr(v6) },
+        ifindex,
+        endpoint,
+        pod_mac: [2, 0, 0, 0, 1, endpoint.to_le_bytes()[0]],
+        host_mac: [2, 0x6e, 0x65, 0x74, 0x64, 1],
+        ..Pod::default()
+    }
+}
