@@ -12,19 +12,23 @@ pub use config::Config;
 use crate::cni::{self, Attachment, Runtime};
 use crate::lab::{Lab, Namespace, Process, tail};
 use crate::state::State;
+use crate::traffic::Echo;
 use crate::{binary, wait};
 use anyhow::{Context as _, Result, anyhow, bail};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::ffi::OsStr;
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+/// Where servers in pods listen.
+pub const PORT: u16 = 8080;
 
 /// How long an agent may take until it is ready, on a busy machine with a debug build.
 const READY: Duration = Duration::from_secs(30);
@@ -47,6 +51,8 @@ pub struct Node<'lab> {
 pub struct Pod {
     /// Its name; its namespace is `default`.
     pub name: String,
+    /// Its node's name.
+    pub node: String,
     /// Its network namespace.
     pub netns: Namespace,
     /// What the runtime knows of it.
@@ -55,6 +61,31 @@ pub struct Pod {
     pub result: Value,
     /// The addresses it got.
     pub addresses: Vec<IpAddr>,
+}
+
+/// A pod that answers at [`PORT`] by TCP and UDP.
+#[derive(Debug)]
+pub struct Server {
+    /// The pod.
+    pub pod: Pod,
+    /// What serves in it.
+    pub echo: Echo,
+}
+
+impl Server {
+    /// Where it serves.
+    ///
+    /// # Errors
+    /// It has no address of this family.
+    pub fn at(&self, v6: bool) -> Result<SocketAddr> {
+        Ok(SocketAddr::new(self.pod.address(v6)?, PORT))
+    }
+
+    /// Its pod's network namespace.
+    #[must_use]
+    pub fn netns(&self) -> &Namespace {
+        &self.pod.netns
+    }
 }
 
 impl Pod {
@@ -316,7 +347,7 @@ impl<'lab> Node<'lab> {
         match self.runtime.add(&attachment) {
             Ok(result) => {
                 let addresses = cni::addresses(&result)?;
-                Ok(Pod { name: name.into(), netns, attachment, result, addresses })
+                Ok(Pod { name: name.into(), node: self.name.clone(), netns, attachment, result, addresses })
             }
             Err(error) => {
                 // As the specification asks after a failed ADD; its own failure would hide the cause.
@@ -325,6 +356,16 @@ impl<'lab> Node<'lab> {
                 Err(error.context(format!("adding {name} to {}", self.name)))
             }
         }
+    }
+
+    /// [`Node::add_pod`], and a server in it.
+    ///
+    /// # Errors
+    /// As [`Node::add_pod`].
+    pub fn add_server(&self, name: &str) -> Result<Server> {
+        let pod = self.add_pod(name)?;
+        let echo = Echo::start(&pod.netns, name, PORT)?;
+        Ok(Server { pod, echo })
     }
 
     /// Removes a pod: DEL, then the sandbox.

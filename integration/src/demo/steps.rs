@@ -9,37 +9,25 @@ use crate::report::Report;
 use anyhow::{Context as _, Result};
 use netd_integration::binary;
 use netd_integration::lab::{Lab, Pinned};
-use netd_integration::node::Pod;
+use netd_integration::node::{Pod, Server};
 use netd_integration::site::Site;
-use netd_integration::traffic::Echo;
 use netd_integration::wait;
 use std::net::IpAddr;
 use std::time::Instant;
 
-/// Where every pod serves.
-pub(crate) const PORT: u16 = 8080;
+/// The six pods.
+pub(crate) struct Pods(Vec<Server>);
 
-/// A pod that serves.
-pub(crate) struct Served<'lab> {
-    pub(crate) node: &'lab str,
-    pub(crate) pod: Pod,
-    echo: Echo,
-}
-
-/// The six pods by name.
-pub(crate) struct Pods<'lab>(Vec<Served<'lab>>);
-
-impl Pods<'_> {
-    pub(crate) fn get(&self, name: &str) -> Result<&Pod> {
-        let found = self.0.iter().find(|served| served.pod.name == name);
-        found.map(|served| &served.pod).with_context(|| format!("no pod {name}"))
+impl Pods {
+    pub(crate) fn get(&self, name: &str) -> Result<&Server> {
+        self.0.iter().find(|server| server.pod.name == name).with_context(|| format!("no pod {name}"))
     }
 
     /// The addresses of several pods, both families.
     pub(crate) fn addresses(&self, names: &[&str]) -> Result<Vec<IpAddr>> {
         let mut all = Vec::new();
         for name in names {
-            all.extend(&self.get(name)?.addresses);
+            all.extend(&self.get(name)?.pod.addresses);
         }
         Ok(all)
     }
@@ -69,15 +57,15 @@ pub(crate) fn all(lab: &Lab, report: &mut Report) -> Result<()> {
     for node in site.nodes() {
         for n in 1..=2 {
             let start = Instant::now();
-            let pod = node.add_pod(&format!("{}{n}", node.name()))?;
+            let server = node.add_server(&format!("{}{n}", node.name()))?;
             let took = start.elapsed().as_millis();
+            let pod = &server.pod;
             let shown: Vec<String> = pod.addresses.iter().map(IpAddr::to_string).collect();
             report.check(
                 &format!("ADD {} on {}", pod.name, node.name()),
-                both_families(&pod).map(|()| format!("{} in {took} ms", shown.join(", "))),
+                both_families(pod).map(|()| format!("{} in {took} ms", shown.join(", "))),
             );
-            let echo = Echo::start(&pod.netns, &pod.name, PORT)?;
-            pods.0.push(Served { node: node.name(), pod, echo });
+            pods.0.push(server);
         }
     }
 
@@ -87,10 +75,11 @@ pub(crate) fn all(lab: &Lab, report: &mut Report) -> Result<()> {
     spoof::show(&site, &pods, report)?;
 
     report.section("Pods and agents stop");
-    for Served { node, pod, echo } in pods.0 {
-        let name = pod.name.clone();
+    for Server { pod, echo } in pods.0 {
         drop(echo);
-        report.check(&format!("DEL {name} on {node}"), site.node(node)?.del_pod(pod).map(|()| "gone".into()));
+        let asked = format!("DEL {} on {}", pod.name, pod.node);
+        let node = site.node(&pod.node)?;
+        report.check(&asked, node.del_pod(pod).map(|()| "gone".into()));
     }
     for node in site.nodes() {
         let ended = node.terminate().map(|status| status.to_string());

@@ -1,12 +1,11 @@
 //! The agents killed with -9 under traffic, and started again.
 
+use super::Pods;
 use super::service::targets;
-use super::{PORT, Pods};
 use crate::report::Report;
 use anyhow::Result;
 use netd_integration::site::Site;
 use netd_integration::traffic::Load;
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 /// Between two requests of a load.
@@ -15,14 +14,14 @@ const PAUSE: Duration = Duration::from_millis(4);
 /// Requests that each load has answered before, without and after the agents.
 const REQUESTS: u64 = 250;
 
-pub(crate) fn show(site: &Site<'_>, pods: &Pods<'_>, report: &mut Report) -> Result<()> {
+pub(crate) fn show(site: &Site<'_>, pods: &Pods, report: &mut Report) -> Result<()> {
     report.section("All three agents killed with -9 under traffic, and started again");
     let mut loads = Vec::new();
     for target in targets()? {
-        loads.extend(Load::all(&pods.get("a1")?.netns, target, PAUSE)?);
+        loads.extend(Load::all(pods.get("a1")?.netns(), target, PAUSE)?);
     }
-    let across = SocketAddr::new(pods.get("c1")?.address(false)?, PORT);
-    loads.extend(Load::all(&pods.get("b1")?.netns, across, PAUSE)?);
+    let across = pods.get("c1")?.at(false)?;
+    loads.extend(Load::all(pods.get("b1")?.netns(), across, PAUSE)?);
 
     let more = || loads.iter().try_for_each(|load| load.more(REQUESTS));
     more()?;

@@ -1,9 +1,10 @@
 //! Services: the share of each backend, and a changed endpoint.
 
-use super::{PORT, Pods};
+use super::Pods;
 use crate::report::Report;
 use anyhow::{Context as _, Result, ensure};
 use netd_integration::lab::Namespace;
+use netd_integration::node::PORT;
 use netd_integration::site::Site;
 use netd_integration::state::Port;
 use netd_integration::traffic::{self, Proto};
@@ -29,13 +30,13 @@ pub(crate) fn targets() -> Result<[SocketAddr; 2]> {
     Ok([SocketAddr::new(v4.parse()?, VIP_PORT), SocketAddr::new(v6.parse()?, VIP_PORT)])
 }
 
-pub(crate) fn show(site: &Site<'_>, pods: &Pods<'_>, report: &mut Report) -> Result<()> {
+pub(crate) fn show(site: &Site<'_>, pods: &Pods, report: &mut Report) -> Result<()> {
     report.section("A Service with three backends, one on each node: their shares");
     let ips = targets()?.map(|target| target.ip());
     site.state.service("web", &ips, Port { port: VIP_PORT, target: PORT }, &[])?;
     let backends = pods.addresses(&BACKENDS)?;
     site.state.slices("web", PORT, &backends)?;
-    let client = &pods.get("a1")?.netns;
+    let client = pods.get("a1")?.netns();
     serving(client, &BACKENDS)?;
     for target in targets()? {
         for proto in Proto::ALL {
@@ -47,7 +48,7 @@ pub(crate) fn show(site: &Site<'_>, pods: &Pods<'_>, report: &mut Report) -> Res
     report.section("The Service's endpoints change to b2 alone: written in one rename");
     let b2 = pods.addresses(&["b2"])?;
     for name in ["a1", "c2"] {
-        let client = &pods.get(name)?.netns;
+        let client = pods.get(name)?.netns();
         for target in targets()? {
             site.state.slices("web", PORT, &backends)?;
             serving(client, &BACKENDS)?;
