@@ -12,10 +12,14 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Output};
+
+use toolchain::{INSTALL_LINKER, Toolchain, active_sysroot, find_linker};
+
+#[path = "xtask/src/toolchain.rs"]
+mod toolchain;
 
 /// The programs: bins of the `bpf` package, each one object.
 const OBJECTS: [&str; 2] = ["pod", "uplink"];
@@ -72,7 +76,7 @@ const FOREIGN_PREFIXES: [&str; 11] = [
 
 fn main() -> ExitCode {
     println!("cargo::rustc-check-cfg=cfg(netd_bpf_stub)");
-    for path in ["build.rs", "bpf", "Cargo.toml", "Cargo.lock"] {
+    for path in ["build.rs", "xtask/src/toolchain.rs", "bpf", "Cargo.toml", "Cargo.lock"] {
         println!("cargo::rerun-if-changed={path}");
     }
     for name in ["NETD_BPF", "RUSTUP_HOME", "CARGO_HOME"] {
@@ -109,8 +113,12 @@ fn run() -> Result<(), String> {
 
 fn build(out: &Path) -> Result<(), String> {
     let root = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
-    let toolchain = Toolchain::find()?;
-    let linker = find_linker()?;
+    let toolchain = Toolchain::find().map_err(|refused| {
+        let refused = refused.join("\n  ");
+        missing(&format!("no Rust toolchain with its library source; looked at:\n  {refused}"))
+    })?;
+    let linker = find_linker()
+        .ok_or_else(|| missing("no bpf-linker, neither in PATH nor in the bin folder of cargo's home"))?;
     let target = match variable("CARGO_CFG_TARGET_ENDIAN")?.as_str() {
         "big" => "bpfeb-unknown-none",
         _ => "bpfel-unknown-none",
@@ -154,6 +162,16 @@ fn build(out: &Path) -> Result<(), String> {
     Ok(())
 }
 
+/// What is missing and what to do about it.
+fn missing(what: &str) -> String {
+    format!(
+        "cannot build the BPF programs: {what}\n\
+         on Debian or Ubuntu, run:    cargo xtask setup\n\
+         on other systems, run:       rustup component add rust-src && {INSTALL_LINKER}\n\
+         to go without BPF programs:  NETD_BPF=stub cargo build   (such a netd cannot run as an agent)"
+    )
+}
+
 /// Shows the compiler's warnings as the outer cargo's, and turns a failure into an error with all it said.
 fn report(toolchain: &Toolchain, output: &Output) -> Result<(), String> {
     let said = String::from_utf8_lossy(&output.stderr);
@@ -169,113 +187,6 @@ fn report(toolchain: &Toolchain, output: &Output) -> Result<(), String> {
         println!("cargo::warning={line}");
     }
     Ok(())
-}
-
-/// A rustc with its own library source beside it, and its cargo.
-struct Toolchain {
-    cargo: PathBuf,
-    rustc: PathBuf,
-}
-
-impl Toolchain {
-    /// The toolchain this build runs on, then rustup's others (newest first), then Debian's.
-    fn find() -> Result<Self, String> {
-        let mut seen = String::new();
-        let mut sysroots = Vec::new();
-        sysroots.extend(active_sysroot());
-        sysroots.extend(
-            rustup_sysroots().into_iter().filter(|found| !sysroots.contains(found)).collect::<Vec<_>>(),
-        );
-        for sysroot in &sysroots {
-            if let Some(found) = Self::usable(sysroot, &sysroot.join("bin"), &mut seen) {
-                return Ok(found);
-            }
-        }
-        if let Some(found) = Self::usable(Path::new("/usr"), Path::new("/usr/bin"), &mut seen) {
-            return Ok(found);
-        }
-        Err(format!(
-            "no Rust toolchain can build the BPF programs: one with its library source is needed\n\
-             looked at:\n{seen}\
-             on Debian or Ubuntu, run:    cargo xtask setup\n\
-             on other systems, run:       rustup component add rust-src && cargo install bpf-linker\n\
-             to go without BPF programs:  NETD_BPF=stub cargo build   (such a netd cannot run as an agent)"
-        ))
-    }
-
-    /// This sysroot's toolchain if it is new enough and has the source; else a line in `seen` why not.
-    fn usable(sysroot: &Path, bin: &Path, seen: &mut String) -> Option<Self> {
-        let found = Self { cargo: bin.join("cargo"), rustc: bin.join("rustc") };
-        let why = if !found.rustc.is_file() || !found.cargo.is_file() {
-            "has no cargo and rustc of its own".to_owned()
-        } else if !sysroot.join("lib/rustlib/src/rust/library/core/Cargo.toml").is_file() {
-            "has no library source (rust-src)".to_owned()
-        } else {
-            match (release_of(&found.rustc), minimum()) {
-                (Some(have), need) if have >= need => return Some(found),
-                (Some((major, minor)), (need_major, need_minor)) => {
-                    format!("is {major}.{minor}, netd needs {need_major}.{need_minor}")
-                }
-                (None, _) => "does not tell its version".to_owned(),
-            }
-        };
-        let _infallible = writeln!(seen, "  {}: {why}", bin.display());
-        None
-    }
-}
-
-/// Where the compiler of this very build lives.
-fn active_sysroot() -> Option<PathBuf> {
-    let output = Command::new(env::var_os("RUSTC")?).args(["--print", "sysroot"]).output().ok()?;
-    let text = String::from_utf8(output.stdout).ok()?;
-    let path = PathBuf::from(text.trim());
-    path.is_absolute().then_some(path)
-}
-
-/// All toolchains of rustup, by name downwards: `stable` before `nightly` before numbered ones.
-fn rustup_sysroots() -> Vec<PathBuf> {
-    let home = env::var_os("RUSTUP_HOME").map(PathBuf::from).or_else(|| home(".rustup"));
-    let Some(home) = home else { return Vec::new() };
-    let mut found: Vec<PathBuf> = fs::read_dir(home.join("toolchains"))
-        .map(|entries| entries.flatten().map(|entry| entry.path()).collect())
-        .unwrap_or_default();
-    found.sort();
-    found.reverse();
-    found
-}
-
-/// `(major, minor)` of a rustc.
-fn release_of(rustc: &Path) -> Option<(u32, u32)> {
-    let output = Command::new(rustc).arg("--version").env_remove("LD_LIBRARY_PATH").output().ok()?;
-    let text = String::from_utf8(output.stdout).ok()?;
-    version(text.split_whitespace().nth(1)?)
-}
-
-/// The workspace's `rust-version`.
-fn minimum() -> (u32, u32) {
-    env::var("CARGO_PKG_RUST_VERSION").ok().as_deref().and_then(version).unwrap_or((1, 95))
-}
-
-fn version(text: &str) -> Option<(u32, u32)> {
-    let mut parts = text.split('.');
-    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
-}
-
-/// `bpf-linker` from `PATH` or from where `cargo install` puts it.
-fn find_linker() -> Result<PathBuf, String> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let installed = env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| home(".cargo"));
-    env::split_paths(&path)
-        .chain(installed.map(|cargo| cargo.join("bin")))
-        .map(|folder| folder.join("bpf-linker"))
-        .find(|candidate| candidate.is_file())
-        .ok_or_else(|| {
-            "bpf-linker is not installed, neither in PATH nor in cargo's bin folder\n\
-             on Debian or Ubuntu, run:    cargo xtask setup\n\
-             on other systems, run:       cargo install bpf-linker\n\
-             to go without BPF programs:  NETD_BPF=stub cargo build   (such a netd cannot run as an agent)"
-                .to_owned()
-        })
 }
 
 /// `FLAGS` and the linker, in the form that survives spaces in paths.
@@ -308,10 +219,6 @@ fn library_path(out: &Path) -> Option<OsString> {
     };
     let kept: Vec<PathBuf> = env::split_paths(&path).filter(|folder| !ours(folder)).collect();
     if kept.is_empty() { None } else { env::join_paths(kept).ok() }
-}
-
-fn home(below: &str) -> Option<PathBuf> {
-    env::var_os("HOME").map(|home| PathBuf::from(home).join(below))
 }
 
 fn variable(name: &str) -> Result<String, String> {

@@ -2,9 +2,12 @@
 //!
 //! Sources (`directory`, later `k8s`) parse at the edge; nothing here is validated again. A [`Model`] is an
 //! immutable snapshot; planners are pure functions over it. The choice of endpoints lives in
-//! [`endpoints`], one function for Services, DNS and BGP alike.
+//! [`endpoints`], one function for Services, DNS and BGP alike; what the Kubernetes API calls these
+//! objects is turned into them in [`convert`]; what a source could not use is told in [`report`].
 
+pub mod convert;
 pub mod endpoints;
+pub mod report;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -14,7 +17,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 /// Namespace and name of an object.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ObjectName {
     /// Kubernetes namespace.
     pub namespace: Arc<str>,
@@ -74,6 +77,35 @@ impl fmt::Display for Protocol {
     }
 }
 
+/// Address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Family of an address.
+    #[must_use]
+    pub const fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
 /// A Node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
@@ -108,7 +140,7 @@ pub struct ContainerPort {
 }
 
 /// A Pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pod {
     /// Namespace and name.
     pub name: ObjectName,
@@ -169,7 +201,7 @@ pub enum TrafficPolicy {
 }
 
 /// A Service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Service {
     /// Namespace and name.
     pub name: ObjectName,
@@ -191,6 +223,9 @@ pub struct Service {
     pub affinity_seconds: Option<u32>,
     /// `spec.publishNotReadyAddresses`.
     pub publish_not_ready: bool,
+    /// Label `service.kubernetes.io/service-proxy-name` or `service.kubernetes.io/headless` is there: the
+    /// Service is another proxy's or nobody's, and gets no frontends here.
+    pub skip_proxy: bool,
 }
 
 /// A port of an EndpointSlice.
@@ -224,7 +259,7 @@ pub struct Endpoint {
 }
 
 /// An EndpointSlice.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EndpointSlice {
     /// Namespace and name.
     pub name: ObjectName,

@@ -1,1 +1,71 @@
-fn main() {}
+//! netd's own tooling: `cargo xtask <command>`.
+//!
+//! Everything a change needs to be checked, shown or shipped is a command here, so that a person, CI and
+//! the README run the same thing. Each command prints what it does; a failing step is named in the error.
+
+mod arch;
+mod cargo;
+mod demo;
+mod dist;
+mod out;
+mod setup;
+mod test;
+mod toolchain;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// netd's own tooling.
+#[derive(Parser, Debug)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Subcommand, Debug)]
+enum Task {
+    /// Find or install what building and testing netd needs, and check the kernel.
+    Setup {
+        /// Only what a build needs: no lab tools, no kernel checks.
+        #[arg(long)]
+        build_only: bool,
+    },
+    /// Build netd and show it at work in a lab of network namespaces.
+    Demo {
+        /// Passed on to the demo.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// All that a change must pass: format, layers, lints, build, tests.
+    Test {
+        /// Also the long tests (those marked `ignore`) and the distribution binary.
+        #[arg(long)]
+        full: bool,
+        /// Passed on to `cargo test`, such as a test's name.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Check that modules import downwards only, and the house rules that no lint knows.
+    Arch,
+    /// Build the one stripped static binary into target/dist/netd and prove that it runs anywhere.
+    Dist,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Task::Setup { build_only: true } => setup::run(setup::Purpose::Build),
+        Task::Setup { build_only: false } => setup::run(setup::Purpose::Lab),
+        Task::Demo { args } => demo::run(&args),
+        Task::Test { full, args } => test::run(full, &args),
+        Task::Arch => arch::run(),
+        Task::Dist => dist::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            out::error(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}

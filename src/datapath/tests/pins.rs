@@ -13,7 +13,7 @@ fn a_new_agent_adopts_rows_and_flows() {
         let rig = Rig::new();
         assert!(!rig.report.adopted);
         rig.service("10.96.0.1", 80, TCP, &[("10.1.0.1", 80)]);
-        rig.from_pod(&tcp("10.0.0.1:1000", "10.96.0.1:80", Segment::Syn));
+        rig.pod_sends(&tcp("10.0.0.1:1000", "10.96.0.1:80", Segment::Syn));
         let (before, frontends) = (rig.datapath.flows().unwrap(), rig.datapath.frontends().unwrap());
         let config = rig.folder.config();
         drop(rig.datapath);
@@ -124,7 +124,7 @@ fn a_removed_pod_leaves_the_address_of_its_successor() {
         rig.datapath.upsert_pod(&successor).unwrap();
         rig.datapath.remove_pod(&pod(super::rig::IFINDEX, 1, "10.0.0.1", "fd00::1")).unwrap();
         assert!(rig.datapath.pods().unwrap().contains(&successor));
-        let back = rig.to_pod(&tcp("10.0.0.2:80", "10.0.0.1:1000", Segment::Ack));
+        let back = rig.pod_receives(&tcp("10.0.0.2:80", "10.0.0.1:1000", Segment::Ack));
         assert_eq!(read(&back.packet).source.port(), 80);
     });
 }

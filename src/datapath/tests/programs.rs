@@ -17,7 +17,7 @@ fn a_pod_reaches_its_neighbour_directly() {
     isolated(|| {
         let rig = Rig::new();
         for (from, to) in [("10.0.0.1:1000", "10.0.0.2:80"), ("[fd00::1]:1000", "[fd00::2]:80")] {
-            let ran = rig.from_pod(&tcp(from, to, Segment::Syn));
+            let ran = rig.pod_sends(&tcp(from, to, Segment::Syn));
             assert_eq!(ran.verdict, REDIRECT);
             let seen = read(&ran.packet);
             assert_eq!(
@@ -43,7 +43,7 @@ fn a_spoofed_source_is_dropped_and_told() {
         .iter()
         .enumerate()
         {
-            assert_eq!(rig.from_pod(frame).verdict, SHOT, "frame {number}");
+            assert_eq!(rig.pod_sends(frame).verdict, SHOT, "frame {number}");
         }
         assert_eq!(rig.drops(reason::SPOOFED_SOURCE), 3);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
@@ -65,9 +65,9 @@ fn a_pod_without_a_family_may_not_use_it() {
     isolated(|| {
         let rig = Rig::new();
         rig.datapath.upsert_pod(&pod(IFINDEX, 1, "", "fd00::1")).unwrap();
-        assert_eq!(rig.from_pod(&tcp("10.0.0.1:1000", "10.0.0.2:80", Segment::Syn)).verdict, SHOT);
-        assert_eq!(rig.from_pod(&tcp("0.0.0.0:1000", "10.0.0.2:80", Segment::Syn)).verdict, SHOT);
-        assert_eq!(rig.from_pod(&tcp("[fd00::1]:1000", "[fd00::2]:80", Segment::Syn)).verdict, REDIRECT);
+        assert_eq!(rig.pod_sends(&tcp("10.0.0.1:1000", "10.0.0.2:80", Segment::Syn)).verdict, SHOT);
+        assert_eq!(rig.pod_sends(&tcp("0.0.0.0:1000", "10.0.0.2:80", Segment::Syn)).verdict, SHOT);
+        assert_eq!(rig.pod_sends(&tcp("[fd00::1]:1000", "[fd00::2]:80", Segment::Syn)).verdict, REDIRECT);
     });
 }
 
@@ -82,12 +82,12 @@ fn arp_and_discovery_stay_on_the_link() {
             frame.extend([0, 0, 0, 0, 0, 0, 169, 254, 1, 1]);
             frame
         };
-        assert_eq!(rig.from_pod(&arp([10, 0, 0, 1])).verdict, OK);
-        assert_eq!(rig.from_pod(&arp([0, 0, 0, 0])).verdict, OK, "a probe");
-        assert_eq!(rig.from_pod(&arp([10, 0, 0, 2])).verdict, SHOT, "another pod's address");
+        assert_eq!(rig.pod_sends(&arp([10, 0, 0, 1])).verdict, OK);
+        assert_eq!(rig.pod_sends(&arp([0, 0, 0, 0])).verdict, OK, "a probe");
+        assert_eq!(rig.pod_sends(&arp([10, 0, 0, 2])).verdict, SHOT, "another pod's address");
         let mut lldp = arp([10, 0, 0, 1]);
         lldp[12..14].copy_from_slice(&[0x88, 0xcc]);
-        assert_eq!(rig.from_pod(&lldp).verdict, SHOT);
+        assert_eq!(rig.pod_sends(&lldp).verdict, SHOT);
         assert_eq!(rig.drops(reason::UNSUPPORTED_ETHERTYPE), 1);
         let mut solicitation = Vec::new();
         etherparse::PacketBuilder::ethernet2([2; 6], [0; 6])
@@ -99,7 +99,7 @@ fn arp_and_discovery_stay_on_the_link() {
             .icmpv6_raw(135, 0, [0; 4])
             .write(&mut solicitation, &[0; 16])
             .unwrap();
-        assert_eq!(rig.from_pod(&solicitation).verdict, OK);
+        assert_eq!(rig.pod_sends(&solicitation).verdict, OK);
     });
 }
 
@@ -108,7 +108,7 @@ fn an_unknown_interface_sends_nothing() {
     isolated(|| {
         let rig = Rig::new();
         rig.datapath.remove_pod(&pod(IFINDEX, 1, "10.0.0.1", "fd00::1")).unwrap();
-        assert_eq!(rig.from_pod(&tcp("10.0.0.1:1000", "10.0.0.2:80", Segment::Syn)).verdict, SHOT);
+        assert_eq!(rig.pod_sends(&tcp("10.0.0.1:1000", "10.0.0.2:80", Segment::Syn)).verdict, SHOT);
         assert_eq!(rig.drops(reason::UNKNOWN_INTERFACE), 1);
     });
 }
@@ -123,7 +123,7 @@ fn cut_headers_are_malformed() {
             // A test run takes no packet shorter than its IP header.
             let network = if from.starts_with('[') { 54 } else { 34 };
             for length in network..whole - 6 {
-                assert_eq!(rig.from_pod(&frame[..length]).verdict, SHOT, "{length} of {whole} bytes");
+                assert_eq!(rig.pod_sends(&frame[..length]).verdict, SHOT, "{length} of {whole} bytes");
             }
         }
         assert!(rig.drops(reason::MALFORMED) > 20);
@@ -159,12 +159,12 @@ fn a_service_is_translated_both_ways() {
                 let make = |from: String, to: String, segment| {
                     if proto == TCP { tcp(&from, &to, segment) } else { udp(&from, &to) }
                 };
-                let sent = rig.from_pod(&make(wrap(client, 1000), wrap(vip, 80), Segment::Syn));
+                let sent = rig.pod_sends(&make(wrap(client, 1000), wrap(vip, 80), Segment::Syn));
                 assert_eq!(sent.verdict, REDIRECT);
                 assert_eq!(read(&sent.packet).destination, wrap(backend, 8080).parse().unwrap());
 
                 let reply = make(wrap(backend, 8080), wrap(client, 1000), Segment::Ack);
-                let back = rig.to_pod(&reply);
+                let back = rig.pod_receives(&reply);
                 assert_eq!(back.verdict, OK);
                 assert_eq!(read(&back.packet).source, wrap(vip, 80).parse().unwrap());
                 let mut reply = reply;
@@ -192,7 +192,7 @@ fn udp_without_checksum_keeps_none() {
         rig.service("10.96.0.1", 53, UDP, &[("10.0.0.2", 5353)]);
         let mut frame = udp("10.0.0.1:1000", "10.96.0.1:53");
         frame[40..42].copy_from_slice(&[0, 0]);
-        let ran = rig.from_pod(&frame);
+        let ran = rig.pod_sends(&frame);
         assert_eq!(ran.verdict, REDIRECT);
         assert_eq!(ran.packet[40..42], [0, 0]);
         assert_eq!(read(&ran.packet).destination, "10.0.0.2:5353".parse().unwrap());
@@ -204,8 +204,8 @@ fn one_port_with_two_protocols_is_two_services() {
     isolated(|| {
         let rig = Rig::new();
         rig.service("10.96.0.1", 53, UDP, &[("10.0.0.2", 5353)]);
-        assert_eq!(rig.from_pod(&udp("10.0.0.1:1000", "10.96.0.1:53")).verdict, REDIRECT);
-        let ran = rig.from_pod(&tcp("10.0.0.1:1000", "10.96.0.1:53", Segment::Syn));
+        assert_eq!(rig.pod_sends(&udp("10.0.0.1:1000", "10.96.0.1:53")).verdict, REDIRECT);
+        let ran = rig.pod_sends(&tcp("10.0.0.1:1000", "10.96.0.1:53", Segment::Syn));
         assert_eq!(read(&ran.packet).destination, "10.96.0.1:53".parse().unwrap(), "not a TCP Service");
     });
 }
@@ -215,7 +215,7 @@ fn a_service_without_backends_is_refused_with_a_reason() {
     isolated(|| {
         let rig = Rig::new();
         rig.frontend("10.96.0.1", 80, TCP, kind::BALANCE, 0);
-        assert_eq!(rig.from_pod(&tcp("10.0.0.1:1000", "10.96.0.1:80", Segment::Syn)).verdict, SHOT);
+        assert_eq!(rig.pod_sends(&tcp("10.0.0.1:1000", "10.96.0.1:80", Segment::Syn)).verdict, SHOT);
         assert_eq!(rig.drops(reason::NO_BACKEND), 1);
         assert!(rig.datapath.flows().unwrap().is_empty());
     });
@@ -229,7 +229,7 @@ fn backends_get_equal_shares() {
         let mut shares = [0_u32; 3];
         for port in 0..3000 {
             let ran =
-                rig.from_pod(&tcp(&format!("10.0.0.1:{}", 10_000 + port), "10.96.0.1:80", Segment::Syn));
+                rig.pod_sends(&tcp(&format!("10.0.0.1:{}", 10_000 + port), "10.96.0.1:80", Segment::Syn));
             let text = read(&ran.packet).destination.ip().to_string();
             shares[usize::from(text.as_bytes()[text.len() - 1] - b'1')] += 1;
         }
@@ -247,15 +247,15 @@ fn an_open_connection_stays_and_udp_moves_when_its_backend_goes() {
         rig.frontend("10.96.0.1", 80, UDP, kind::BALANCE, 1);
         let tcp_packet = |segment| tcp("10.0.0.1:1000", "10.96.0.1:80", segment);
         let destination = |ran: crate::datapath::test_run::Ran| read(&ran.packet).destination.to_string();
-        assert_eq!(destination(rig.from_pod(&tcp_packet(Segment::Syn))), "10.1.0.1:80");
-        assert_eq!(destination(rig.from_pod(&udp("10.0.0.1:1000", "10.96.0.1:80"))), "10.1.0.1:80");
+        assert_eq!(destination(rig.pod_sends(&tcp_packet(Segment::Syn))), "10.1.0.1:80");
+        assert_eq!(destination(rig.pod_sends(&udp("10.0.0.1:1000", "10.96.0.1:80"))), "10.1.0.1:80");
 
         rig.backend(1, "10.1.0.1", 80, TCP, backend_state::FREE, 2);
         rig.backend(2, "10.1.0.2", 80, TCP, backend_state::ACTIVE, 1);
         rig.datapath.set_slots(0, &[2]).unwrap();
-        assert_eq!(destination(rig.from_pod(&tcp_packet(Segment::Ack))), "10.1.0.1:80", "open");
-        assert_eq!(destination(rig.from_pod(&udp("10.0.0.1:1000", "10.96.0.1:80"))), "10.1.0.2:80");
-        assert_eq!(destination(rig.from_pod(&tcp_packet(Segment::Syn))), "10.1.0.2:80", "a new one");
+        assert_eq!(destination(rig.pod_sends(&tcp_packet(Segment::Ack))), "10.1.0.1:80", "open");
+        assert_eq!(destination(rig.pod_sends(&udp("10.0.0.1:1000", "10.96.0.1:80"))), "10.1.0.2:80");
+        assert_eq!(destination(rig.pod_sends(&tcp_packet(Segment::Syn))), "10.1.0.2:80", "a new one");
     });
 }
 
@@ -265,10 +265,10 @@ fn a_reused_port_after_a_close_chooses_anew() {
         for close in [Segment::Fin, Segment::Rst] {
             let rig = Rig::new();
             rig.service("10.96.0.1", 80, TCP, &[("10.1.0.1", 80)]);
-            let sent = |segment| rig.from_pod(&tcp("10.0.0.1:1000", "10.96.0.1:80", segment));
+            let sent = |segment| rig.pod_sends(&tcp("10.0.0.1:1000", "10.96.0.1:80", segment));
             sent(Segment::Syn);
             // The server closes: only the row of the way back sees it, and tells the other.
-            rig.to_pod(&tcp("10.1.0.1:80", "10.0.0.1:1000", close));
+            rig.pod_receives(&tcp("10.1.0.1:80", "10.0.0.1:1000", close));
             assert!(
                 rig.datapath.flows().unwrap().iter().all(|(_, flow)| flow.flags & flow_flag::CLOSING != 0)
             );
@@ -301,7 +301,7 @@ fn a_local_redirect_is_used_while_somebody_listens() {
                 } else {
                     udp(&from, "10.96.0.10:53")
                 };
-                let ran = rig.from_pod(&frame);
+                let ran = rig.pod_sends(&frame);
                 (ran.verdict, read(&ran.packet).destination.to_string())
             };
             assert_eq!(ask(1000), (REDIRECT, "10.0.0.2:53".to_owned()), "nobody listens");
@@ -330,14 +330,18 @@ fn other_nodes_are_reached_by_the_nodes_routes() {
         run(&["sysctl", "-qw", "net.ipv4.conf.all.forwarding=1", "net.ipv6.conf.all.forwarding=1"]);
         let rig = Rig::new();
         for (from, to) in [("10.0.0.1:1000", "10.1.0.7:80"), ("[fd00::1]:1000", "[fd00:1::7]:80")] {
-            let ran = rig.from_pod(&tcp(from, to, Segment::Syn));
+            let ran = rig.pod_sends(&tcp(from, to, Segment::Syn));
             assert_eq!((ran.verdict, read(&ran.packet).ttl), (REDIRECT, 63), "{to}");
         }
         let paths: BTreeMap<_, _> = rig.datapath.path_counts().unwrap().into_iter().collect();
         assert_eq!(paths["neighbor"].packets, 2);
-        assert_eq!(rig.from_pod(&tcp("10.0.0.1:1000", "192.0.2.1:80", Segment::Syn)).verdict, OK, "the node");
-        assert_eq!(rig.from_pod(&tcp("10.0.0.1:1000", "10.9.0.1:80", Segment::Syn)).verdict, OK, "no route");
-        assert_eq!(rig.from_pod(&tcp("10.0.0.1:1000", "10.2.0.1:80", Segment::Syn)).verdict, SHOT);
+        assert_eq!(
+            rig.pod_sends(&tcp("10.0.0.1:1000", "192.0.2.1:80", Segment::Syn)).verdict,
+            OK,
+            "the node"
+        );
+        assert_eq!(rig.pod_sends(&tcp("10.0.0.1:1000", "10.9.0.1:80", Segment::Syn)).verdict, OK, "no route");
+        assert_eq!(rig.pod_sends(&tcp("10.0.0.1:1000", "10.2.0.1:80", Segment::Syn)).verdict, SHOT);
         assert_eq!(rig.drops(reason::NO_ROUTE), 1);
     });
 }
@@ -369,7 +373,7 @@ fn an_evicted_half_comes_back() {
     isolated(|| {
         let rig = Rig::new();
         rig.service("10.96.0.1", 80, UDP, &[("10.1.0.1", 80)]);
-        let send = || rig.from_pod(&udp("10.0.0.1:1000", "10.96.0.1:80"));
+        let send = || rig.pod_sends(&udp("10.0.0.1:1000", "10.96.0.1:80"));
         send();
         let all = rig.datapath.flows().unwrap();
         let (key, _) = all.iter().find(|(_, flow)| flow.role == role::REPLY).unwrap();
@@ -379,7 +383,7 @@ fn an_evicted_half_comes_back() {
             assert!(std::time::Instant::now() < deadline, "the way back stays lost");
             send();
         }
-        let back = rig.to_pod(&udp("10.1.0.1:80", "10.0.0.1:1000"));
+        let back = rig.pod_receives(&udp("10.1.0.1:80", "10.0.0.1:1000"));
         assert_eq!(read(&back.packet).source.to_string(), "10.96.0.1:80");
     });
 }
@@ -389,11 +393,11 @@ fn a_deleted_frontend_is_gone_for_new_flows() {
     isolated(|| {
         let rig = Rig::new();
         rig.service("10.96.0.1", 80, TCP, &[("10.1.0.1", 80)]);
-        rig.from_pod(&tcp("10.0.0.1:1000", "10.96.0.1:80", Segment::Syn));
+        rig.pod_sends(&tcp("10.0.0.1:1000", "10.96.0.1:80", Segment::Syn));
         rig.datapath.delete_frontend(&frontend_key("10.96.0.1", 80, TCP)).unwrap();
-        let open = rig.from_pod(&tcp("10.0.0.1:1000", "10.96.0.1:80", Segment::Ack));
+        let open = rig.pod_sends(&tcp("10.0.0.1:1000", "10.96.0.1:80", Segment::Ack));
         assert_eq!(read(&open.packet).destination.to_string(), "10.1.0.1:80");
-        let new = rig.from_pod(&tcp("10.0.0.1:1001", "10.96.0.1:80", Segment::Syn));
+        let new = rig.pod_sends(&tcp("10.0.0.1:1001", "10.96.0.1:80", Segment::Syn));
         assert_eq!(read(&new.packet).destination.to_string(), "10.96.0.1:80");
     });
 }

@@ -35,8 +35,9 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        let _ = nix::mount::umount2(&self.0.join("bpf"), nix::mount::MntFlags::MNT_DETACH);
-        let _ = std::fs::remove_dir_all(&self.0);
+        // A test that failed before the mount has none to take away.
+        nix::mount::umount2(&self.0.join("bpf"), nix::mount::MntFlags::MNT_DETACH).ok();
+        std::fs::remove_dir_all(&self.0).ok();
     }
 }
 
@@ -75,11 +76,11 @@ impl Rig {
         rig
     }
 
-    pub(super) fn from_pod(&self, frame: &[u8]) -> Ran {
+    pub(super) fn pod_sends(&self, frame: &[u8]) -> Ran {
         self.datapath.test_run(Stage::PodEgress, frame, IFINDEX, false, 1).expect("it runs")
     }
 
-    pub(super) fn to_pod(&self, frame: &[u8]) -> Ran {
+    pub(super) fn pod_receives(&self, frame: &[u8]) -> Ran {
         self.datapath.test_run(Stage::PodIngress, frame, IFINDEX, false, 1).expect("it runs")
     }
 

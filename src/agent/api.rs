@@ -1,0 +1,179 @@
+//! The agent's HTTP interface: one router, on a Unix socket for root and, without the CNI and the details,
+//! on TCP for probes and Prometheus.
+//!
+//! | path | answers |
+//! |---|---|
+//! | `GET /healthz` | 200 while the agent serves |
+//! | `GET /readyz` | 200, or 503 with what is pending |
+//! | `GET /metrics` | OpenMetrics text |
+//! | `GET /v1/status` | everything, as JSON (socket only) |
+//! | `GET /v1/drops?limit=N` | the newest drops (socket only) |
+//! | `POST /v1/cni/{add,del,check,gc,status}` | the CNI plugin's questions (socket only) |
+
+use super::drops::Drops;
+use super::ready::Readiness;
+use super::tasks::Failure;
+use crate::cni::server::Api as Cni;
+use axum::body::Bytes;
+use axum::extract::connect_info::{ConnectInfo, Connected};
+use axum::extract::{Path, Query, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::serve::IncomingStream;
+use axum::{Json, Router};
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path as FilePath;
+use std::sync::Arc;
+use tokio::net::{TcpListener, UnixListener};
+use tokio_util::sync::CancellationToken;
+
+/// What the handlers answer from.
+pub trait Answers: Send + Sync + 'static {
+    /// Body of `/v1/status`.
+    fn status(&self) -> serde_json::Value;
+    /// Body of `/metrics`.
+    ///
+    /// # Errors
+    /// The text cannot be written.
+    fn metrics(&self) -> Result<String, std::fmt::Error>;
+}
+
+/// Shared by all requests.
+#[derive(Clone)]
+pub struct Shared {
+    /// For `/readyz`.
+    pub readiness: Readiness,
+    /// For `/v1/drops`.
+    pub drops: Drops,
+    /// For the rest.
+    pub answers: Arc<dyn Answers>,
+    /// The CNI server.
+    pub cni: Arc<dyn Cni>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("readiness", &self.readiness).finish_non_exhaustive()
+    }
+}
+
+/// Peer of a connection to the Unix socket.
+#[derive(Clone, Copy, Debug)]
+struct Peer {
+    uid: Option<u32>,
+}
+
+impl Connected<IncomingStream<'_, UnixListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
+        Self { uid: stream.io().peer_cred().ok().map(|credentials| credentials.uid()) }
+    }
+}
+
+/// Serves the Unix socket until the token is cancelled, then finishes what is under way.
+///
+/// # Errors
+/// The listener breaks.
+pub async fn serve_socket(
+    listener: UnixListener,
+    shared: Shared,
+    cancel: CancellationToken,
+) -> Result<(), Failure> {
+    let router = public()
+        .route("/v1/status", get(status))
+        .route("/v1/drops", get(drops))
+        .route("/v1/cni/{verb}", post(cni))
+        .layer(middleware::from_fn(root_only))
+        .with_state(shared)
+        .into_make_service_with_connect_info::<Peer>();
+    axum::serve(listener, router).with_graceful_shutdown(cancel.cancelled_owned()).await?;
+    Ok(())
+}
+
+/// Serves probes and metrics on TCP until the token is cancelled.
+///
+/// # Errors
+/// The listener breaks.
+pub async fn serve_tcp(
+    listener: TcpListener,
+    shared: Shared,
+    cancel: CancellationToken,
+) -> Result<(), Failure> {
+    axum::serve(listener, public().with_state(shared)).with_graceful_shutdown(cancel.cancelled_owned()).await?;
+    Ok(())
+}
+
+/// Binds the Unix socket, in the place of one that a killed agent left. The node's lock is held: nobody
+/// serves the old one.
+///
+/// # Errors
+/// The path cannot be bound.
+pub fn bind(path: &FilePath) -> io::Result<UnixListener> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+fn public() -> Router<Shared> {
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+}
+
+/// The socket's permissions say so already; this also holds for descriptors handed on.
+async fn root_only(ConnectInfo(peer): ConnectInfo<Peer>, request: Request, next: Next) -> Response {
+    if peer.uid == Some(0) {
+        return next.run(request).await;
+    }
+    (StatusCode::FORBIDDEN, "netd's socket answers root only\n").into_response()
+}
+
+async fn readyz(State(shared): State<Shared>) -> Response {
+    let pending = shared.readiness.pending();
+    if pending.is_empty() {
+        return "ready\n".into_response();
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, Json(serde_json::json!({ "pending": pending }))).into_response()
+}
+
+async fn metrics(State(shared): State<Shared>) -> Response {
+    const TEXT: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    match shared.answers.metrics() {
+        Ok(text) => ([(header::CONTENT_TYPE, TEXT)], text).into_response(),
+        Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be written\n").into_response(),
+    }
+}
+
+async fn status(State(shared): State<Shared>) -> Response {
+    Json(shared.answers.status()).into_response()
+}
+
+#[derive(serde::Deserialize)]
+struct Limit {
+    #[serde(default = "Limit::default_limit")]
+    limit: usize,
+}
+
+impl Limit {
+    const fn default_limit() -> usize {
+        100
+    }
+}
+
+async fn drops(State(shared): State<Shared>, Query(Limit { limit }): Query<Limit>) -> Response {
+    Json(serde_json::json!({ "version": 1, "drops": shared.drops.newest(limit) })).into_response()
+}
+
+async fn cni(State(shared): State<Shared>, Path(verb): Path<String>, body: Bytes) -> Response {
+    let (status, answer) = shared.cni.handle(&verb, &body).await;
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    (status, [(header::CONTENT_TYPE, "application/json")], answer).into_response()
+}

@@ -1,0 +1,202 @@
+//! The plan: what the service tables ought to hold for a model.
+//!
+//! One entry per Service that has cluster addresses, one frontend per cluster address and port. Invariants
+//! of a [`Desired`]: services are in the order of their names; a frontend key occurs once; a backend list
+//! holds no address twice, has local backends first and is otherwise sorted, so that a source that tells the
+//! same endpoints in another order changes nothing.
+//!
+//! Headless Services have no cluster address; those labelled `service.kubernetes.io/service-proxy-name`
+//! belong to another proxy, as in kube-proxy.
+
+use crate::model::{Model, ObjectName, Protocol, Service, ServicePort};
+use netd_bpf::Addr;
+use netd_bpf::service::{FrontendKey, scope};
+use serde::Serialize;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+/// The label by which a Service says that another proxy serves it.
+const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
+
+/// A port of a Service: what a service number of the kernel stands for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct PortName {
+    /// The Service.
+    pub service: ObjectName,
+    /// The Service's port.
+    pub port: u16,
+    /// Its protocol.
+    pub protocol: Protocol,
+}
+
+impl fmt::Display for PortName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}/{}", self.service, self.port, self.protocol)
+    }
+}
+
+/// An endpoint chosen for a Service port, as the choice of endpoints gives it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// The endpoint's address.
+    pub address: IpAddr,
+    /// The port there.
+    pub port: u16,
+    /// It is on this node.
+    pub local: bool,
+    /// The pod behind it, if known.
+    pub pod: Option<ObjectName>,
+}
+
+/// A backend of a frontend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DesiredBackend {
+    /// The endpoint's address.
+    pub addr: Addr,
+    /// Network order.
+    pub port: u16,
+    /// It is on this node.
+    pub local: bool,
+    /// The pod behind it, if known; for names only.
+    pub pod: Option<ObjectName>,
+}
+
+/// What one frontend ought to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DesiredFrontend {
+    /// Its key.
+    pub key: FrontendKey,
+    /// The Service's port, in host order.
+    pub port: u16,
+    /// The port's protocol.
+    pub protocol: Protocol,
+    /// `sessionAffinity: ClientIP` with its time-out.
+    pub affinity_seconds: Option<u32>,
+    /// Local ones first, otherwise sorted, none twice.
+    pub backends: Vec<DesiredBackend>,
+}
+
+impl DesiredFrontend {
+    /// How many of the backends are on this node; they come first.
+    #[must_use]
+    pub fn local(&self) -> usize {
+        self.backends.partition_point(|backend| backend.local)
+    }
+}
+
+/// What one Service ought to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DesiredService {
+    /// The Service.
+    pub name: ObjectName,
+    /// One per address and port.
+    pub frontends: Vec<DesiredFrontend>,
+}
+
+impl DesiredService {
+    /// The name of the port that a frontend of this Service stands for.
+    #[must_use]
+    pub fn port_name(&self, frontend: &DesiredFrontend) -> PortName {
+        PortName { service: self.name.clone(), port: frontend.port, protocol: frontend.protocol }
+    }
+}
+
+/// A frontend that a Service claims although another has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Conflict {
+    /// The Service that does not get it.
+    pub service: ObjectName,
+    /// The Service that has it: the first by namespace and name.
+    pub holder: ObjectName,
+    /// Address and port.
+    pub address: SocketAddr,
+    /// Protocol.
+    pub protocol: Protocol,
+}
+
+impl fmt::Display for Conflict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { service, holder, address, protocol } = self;
+        write!(f, "Service {service} claims {address}/{protocol}, which Service {holder} has")
+    }
+}
+
+/// What the service tables ought to hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// In the order of their names.
+    pub services: Vec<DesiredService>,
+    /// Claims that were turned down.
+    pub conflicts: Vec<Conflict>,
+}
+
+/// Plans all Services of `model`. `choose` gives the endpoints of a Service port that a client of the cluster
+/// address may be sent to; the address tells the family.
+pub fn desired<C>(model: &Model, mut choose: impl FnMut(&Service, &ServicePort, IpAddr) -> C) -> Desired
+where
+    C: IntoIterator<Item = Choice>,
+{
+    let mut out = Desired { services: Vec::with_capacity(model.services.len()), conflicts: Vec::new() };
+    let mut holders: HashMap<FrontendKey, &ObjectName> = HashMap::with_capacity(model.services.len());
+    for (name, service) in &model.services {
+        if service.labels.contains_key(PROXY_NAME) {
+            continue;
+        }
+        let mut frontends = Vec::with_capacity(service.ports.len() * service.cluster_ips.len());
+        for port in &service.ports {
+            for &address in &service.cluster_ips {
+                let key = FrontendKey {
+                    addr: address.into(),
+                    port: port.port.to_be(),
+                    proto: port.protocol.number(),
+                    scope: scope::INTERNAL,
+                };
+                match holders.entry(key) {
+                    Entry::Occupied(holder) => out.conflicts.push(Conflict {
+                        service: name.clone(),
+                        holder: (*holder.get()).clone(),
+                        address: SocketAddr::new(address, port.port),
+                        protocol: port.protocol,
+                    }),
+                    Entry::Vacant(vacant) => {
+                        vacant.insert(name);
+                        frontends.push(DesiredFrontend {
+                            key,
+                            port: port.port,
+                            protocol: port.protocol,
+                            affinity_seconds: service.affinity_seconds,
+                            backends: backends(choose(service, port, address), address),
+                        });
+                    }
+                }
+            }
+        }
+        if !frontends.is_empty() {
+            out.services.push(DesiredService { name: name.clone(), frontends });
+        }
+    }
+    out
+}
+
+/// The list in its one order. An endpoint of the other family cannot be reached through this address.
+fn backends(chosen: impl IntoIterator<Item = Choice>, frontend: IpAddr) -> Vec<DesiredBackend> {
+    let mut list: Vec<DesiredBackend> = chosen
+        .into_iter()
+        .filter(|choice| choice.address.is_ipv4() == frontend.is_ipv4())
+        .map(|choice| DesiredBackend {
+            addr: choice.address.into(),
+            port: choice.port.to_be(),
+            local: choice.local,
+            pod: choice.pod,
+        })
+        .collect();
+    list.sort_unstable_by_key(|backend| (backend.addr, backend.port, !backend.local));
+    list.dedup_by_key(|backend| (backend.addr, backend.port));
+    list.sort_by_key(|backend| !backend.local);
+    list
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,116 @@
+use super::*;
+use crate::model::{TargetPort, TrafficPolicy};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+fn port(number: u16, protocol: Protocol) -> ServicePort {
+    ServicePort {
+        name: "".into(),
+        protocol,
+        port: number,
+        target: TargetPort::Number(number),
+        node_port: None,
+    }
+}
+
+fn service(name: &str, ips: &[&str], ports: &[ServicePort]) -> Service {
+    Service {
+        name: ObjectName::new("default", name),
+        labels: BTreeMap::new(),
+        annotations: BTreeMap::new(),
+        cluster_ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+        ports: ports.to_vec(),
+        selector: BTreeMap::new(),
+        internal_traffic_policy: TrafficPolicy::Cluster,
+        external_traffic_policy: TrafficPolicy::Cluster,
+        affinity_seconds: None,
+        publish_not_ready: false,
+    }
+}
+
+fn model(services: impl IntoIterator<Item = Service>) -> Model {
+    let services = services.into_iter().map(|service| (service.name.clone(), Arc::new(service))).collect();
+    Model { services, ..Model::default() }
+}
+
+fn choice(address: &str, local: bool) -> Choice {
+    Choice { address: address.parse().unwrap(), port: 8080, local, pod: None }
+}
+
+fn nobody(_: &Service, _: &ServicePort, _: IpAddr) -> [Choice; 0] {
+    []
+}
+
+#[test]
+fn every_address_and_port_is_a_frontend() {
+    let ports = [port(53, Protocol::Udp), port(53, Protocol::Tcp), port(38412, Protocol::Sctp)];
+    let model = model([service("dns", &["10.96.0.10", "fd00::10"], &ports)]);
+    let desired = desired(&model, nobody);
+    let [dns] = &desired.services[..] else { panic!("{desired:?}") };
+    let keys: Vec<(String, u16, u8, u8)> = dns
+        .frontends
+        .iter()
+        .map(|f| (f.key.addr.to_string(), u16::from_be(f.key.port), f.key.proto, f.key.scope))
+        .collect();
+    let expected = [
+        ("10.96.0.10", 53, 17),
+        ("fd00::10", 53, 17),
+        ("10.96.0.10", 53, 6),
+        ("fd00::10", 53, 6),
+        ("10.96.0.10", 38412, 132),
+        ("fd00::10", 38412, 132),
+    ]
+    .map(|(address, port, proto)| (address.to_owned(), port, proto, scope::INTERNAL));
+    assert_eq!(keys, expected);
+    assert_eq!(dns.port_name(&dns.frontends[4]).to_string(), "default/dns:38412/SCTP");
+}
+
+#[test]
+fn headless_services_and_those_of_another_proxy_are_not_ours() {
+    let http = [port(80, Protocol::Tcp)];
+    let mut other = service("other", &["10.96.0.2"], &http);
+    other.labels.insert(PROXY_NAME.to_owned(), "mesh".to_owned());
+    let desired = desired(&model([service("headless", &[], &http), other]), nobody);
+    assert_eq!(desired, Desired::default());
+}
+
+#[test]
+fn backends_have_one_order_and_stand_once() {
+    let http = [port(80, Protocol::Tcp)];
+    let mut web = service("web", &["10.96.0.1", "fd00::1"], &http);
+    web.affinity_seconds = Some(10800);
+    let model = model([web]);
+    let told = [
+        choice("10.0.0.9", false),
+        choice("10.0.0.1", false),
+        choice("10.0.0.5", true),
+        choice("10.0.0.9", true),
+        choice("fd00::9", false),
+    ];
+    let plan = desired(&model, |_, _, _| told.clone());
+    assert_eq!(plan, desired(&model, |_, _, _| told.iter().rev().cloned().collect::<Vec<_>>()));
+
+    let [v4, v6] = &plan.services[0].frontends[..] else { panic!("{plan:?}") };
+    let list: Vec<(String, bool)> = v4.backends.iter().map(|b| (b.addr.to_string(), b.local)).collect();
+    let expected = [("10.0.0.5", true), ("10.0.0.9", true), ("10.0.0.1", false)];
+    assert_eq!(list, expected.map(|(address, local)| (address.to_owned(), local)));
+    assert_eq!((v4.local(), v4.affinity_seconds), (2, Some(10800)));
+    assert_eq!(v4.backends[0].port, 8080_u16.to_be());
+    assert_eq!(v6.backends.len(), 1, "the other family is out of reach");
+}
+
+#[test]
+fn the_first_by_name_has_an_address_that_two_claim() {
+    let http = [port(80, Protocol::Tcp)];
+    let both = [port(80, Protocol::Tcp), port(81, Protocol::Tcp)];
+    let services = [service("b", &["10.96.0.1"], &both), service("a", &["10.96.0.1"], &http)];
+    let plan = desired(&model(services), nobody);
+    let names: Vec<(String, usize)> =
+        plan.services.iter().map(|s| (s.name.to_string(), s.frontends.len())).collect();
+    assert_eq!(names, [("default/a".to_owned(), 1), ("default/b".to_owned(), 1)]);
+    assert_eq!(
+        plan.conflicts[0].to_string(),
+        "Service default/b claims 10.96.0.1:80/TCP, which Service default/a has"
+    );
+    assert_eq!(plan.conflicts.len(), 1);
+}

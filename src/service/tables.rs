@@ -1,0 +1,496 @@
+//! The agent's image of the kernel's service tables, and the operations that bring it to the plan.
+//!
+//! The image is built from what the kernel holds ([`Tables::read`]), at start as after a failure, so that
+//! service numbers, backend ids and generations outlive the agent. [`Tables::plan`] compares a [`Desired`]
+//! with it, key by key, and gives operations in an order that is safe to stop after any of them:
+//!
+//! 1. backends that left their quarantine become free;
+//! 2. per changed frontend: rows of new backends, a new slot range, then the frontend's row, which flips all
+//!    at once; a list that is as it was is not written;
+//! 3. frontends that nobody wants are deleted (first, if the new ones need their room);
+//! 4. backends that no frontend names any more terminate.
+//!
+//! What a flip leaves, slots and backends, may still be read by a program that runs: it is kept for the
+//! quarantine, counted from [`Tables::applied`], before it is given out again. Programs must therefore
+//! follow a slot to a backend that is terminating.
+//!
+//! Nothing is truncated. A Service is admitted, all of it, if its rows fit *and* the longest list could still be
+//! written a second time, so that every admitted list can change; otherwise it is refused, and named.
+//! Services that the kernel has come before new ones. A change that only lacks room which the
+//! quarantine holds waits; the Service keeps its former rows until then.
+
+mod admit;
+mod read;
+
+use super::backends::Backends;
+use super::plan::{Desired, DesiredFrontend, DesiredService, PortName};
+use super::slots::{Range, Slots};
+use crate::model::ObjectName;
+use netd_bpf::service::{Backend, Frontend, FrontendKey, frontend_flag, kind};
+use serde::Serialize;
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+pub use admit::{Reason, Refusal};
+pub use read::{Drift, Kernel};
+
+/// Sizes of the kernel's maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Rows of `FRONTENDS`.
+    pub frontends: u32,
+    /// Rows of `BACKENDS`; id 0 is never used.
+    pub backends: u32,
+    /// Rows of `SLOTS`.
+    pub slots: u32,
+}
+
+/// One write to the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Sets a backend's row.
+    SetBackend {
+        /// Its id.
+        id: u32,
+        /// The row.
+        row: Backend,
+    },
+    /// Fills a range of slots that no frontend names.
+    SetSlots {
+        /// The first slot.
+        base: u32,
+        /// Backend ids.
+        ids: Vec<u32>,
+    },
+    /// Sets a frontend's row.
+    SetFrontend {
+        /// Its key.
+        key: FrontendKey,
+        /// The row.
+        row: Frontend,
+    },
+    /// Deletes a frontend.
+    DeleteFrontend {
+        /// Its key.
+        key: FrontendKey,
+    },
+}
+
+/// A change of what a number of the kernel stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NameChange {
+    /// A frontend of a Service port.
+    Frontend {
+        /// The service number.
+        number: u32,
+        /// The Service port.
+        port: PortName,
+        /// Address and port of the frontend.
+        address: SocketAddr,
+    },
+    /// The frontend is gone.
+    FrontendGone {
+        /// The service number.
+        number: u32,
+        /// Address and port of the frontend.
+        address: SocketAddr,
+    },
+    /// A backend.
+    Backend {
+        /// Its id.
+        id: u32,
+        /// Address and port.
+        address: SocketAddr,
+        /// The pod behind it, if known.
+        pod: Option<ObjectName>,
+    },
+    /// The backend's id is free.
+    BackendGone {
+        /// The id.
+        id: u32,
+    },
+}
+
+impl NameChange {
+    pub(super) fn backend(id: u32, row: &Backend, pod: Option<ObjectName>) -> Self {
+        Self::Backend { id, address: SocketAddr::new(row.addr.into(), u16::from_be(row.port)), pod }
+    }
+}
+
+/// The address that a frontend key stands for.
+fn address(key: &FrontendKey) -> SocketAddr {
+    SocketAddr::new(key.addr.into(), u16::from_be(key.port))
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// In this order.
+    pub ops: Vec<Op>,
+    /// What numbers stand for, from now on.
+    pub names: Vec<NameChange>,
+    /// Services that do not fit.
+    pub refused: Vec<Refusal>,
+    /// Services that fit once the quarantine gives room.
+    pub waiting: Vec<Refusal>,
+}
+
+/// Rows of one table, used and at most.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Usage {
+    /// Rows that Services use.
+    pub used: u32,
+    /// Rows in quarantine.
+    pub held: u32,
+    /// Rows there are.
+    pub limit: u32,
+}
+
+/// Use of all service tables.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Usages {
+    /// Address, port and protocol of Services.
+    pub frontends: Usage,
+    /// Distinct endpoints.
+    pub backends: Usage,
+    /// Endpoints, counted once per frontend.
+    pub slots: Usage,
+}
+
+/// A frontend as the kernel has it.
+#[derive(Debug)]
+struct Record {
+    row: Frontend,
+    /// Content of its slots; each id counted as a reference.
+    ids: Vec<u32>,
+    /// Its slots; none if it has no backends, or names slots that are another's.
+    range: Option<Range>,
+    /// Whose it is; unknown after a restart until somebody claims it.
+    owner: Option<PortName>,
+    /// False if the row cannot be trusted: it names slots or backends that do not exist.
+    intact: bool,
+    /// The last round in which it was wanted.
+    round: u64,
+}
+
+/// A Service port with rows in the kernel.
+#[derive(Debug)]
+struct Port {
+    number: u32,
+    rows: u32,
+}
+
+/// The image.
+#[derive(Debug)]
+pub struct Tables {
+    limits: Limits,
+    quarantine: Duration,
+    frontends: HashMap<FrontendKey, Record>,
+    ports: HashMap<PortName, Port>,
+    numbers: HashSet<u32>,
+    next_number: u32,
+    slots: Slots,
+    backends: Backends,
+    round: u64,
+}
+
+/// How a frontend's row comes by its slots.
+enum Place {
+    /// The list is as it was.
+    Keep,
+    /// A new list, in this range; none if it is empty.
+    New(Option<Range>),
+}
+
+/// What one Service changes.
+struct Change<'a> {
+    service: &'a DesiredService,
+    /// Some of it is in the kernel.
+    known: bool,
+    /// Rows that take no room that they do not have.
+    free: Vec<(&'a DesiredFrontend, Place)>,
+    /// Rows that need room, together.
+    costly: Vec<&'a DesiredFrontend>,
+}
+
+impl Tables {
+    /// Brings the image to `desired`, as far as it fits, and says how to bring the kernel there. Call
+    /// [`Self::applied`] when that is done; if it failed, start over from [`Self::read`].
+    pub fn plan(&mut self, desired: &Desired, now: Instant) -> Plan {
+        let mut plan = self.expire(now);
+        self.round += 1;
+        let rows_before = self.frontends.len();
+        let mut changes = self.compare(desired, &mut plan);
+
+        let (mut sets, mut deletes) = (Vec::new(), Vec::new());
+        for change in &mut changes {
+            for (frontend, place) in change.free.drain(..) {
+                self.write(change.service, frontend, place, &mut sets, &mut plan.names);
+            }
+        }
+        self.sweep(&mut deletes, &mut plan.names);
+
+        changes.sort_by_key(|change| !change.known);
+        let mut added = 0;
+        for change in changes.iter().filter(|change| !change.costly.is_empty()) {
+            match self.admit(change) {
+                Ok(ranges) => {
+                    let rows = self.frontends.len();
+                    for (frontend, range) in change.costly.iter().zip(ranges) {
+                        self.write(change.service, frontend, Place::New(range), &mut sets, &mut plan.names);
+                    }
+                    added += self.frontends.len() - rows;
+                }
+                Err(mut refusal) => {
+                    refusal.keeps_rows = self.keep(change, &mut deletes, &mut plan.names);
+                    if refusal.waits { &mut plan.waiting } else { &mut plan.refused }.push(refusal);
+                }
+            }
+        }
+
+        let room = (self.limits.frontends as usize).saturating_sub(rows_before);
+        let (first, last) = if added > room { (deletes, sets) } else { (sets, deletes) };
+        plan.ops.extend(first);
+        plan.ops.extend(last);
+        self.backends.retire(&mut plan.ops);
+        plan
+    }
+
+    /// Frees what left its quarantine; all that is to be done while nothing changes.
+    pub fn expire(&mut self, now: Instant) -> Plan {
+        let mut plan = Plan::default();
+        self.slots.expire(now);
+        self.backends.expire(now, &mut plan.ops, &mut plan.names);
+        plan
+    }
+
+    /// All operations of the last plan are in the kernel: the quarantine of what they left begins.
+    pub fn applied(&mut self, now: Instant) {
+        let until = now + self.quarantine;
+        self.slots.applied(until);
+        self.backends.applied(until);
+    }
+
+    /// When the next quarantine ends.
+    #[must_use]
+    pub fn next_expiry(&self) -> Option<Instant> {
+        [self.slots.next_expiry(), self.backends.next_expiry()].into_iter().flatten().min()
+    }
+
+    /// How full the tables are.
+    #[must_use]
+    pub fn usages(&self) -> Usages {
+        let frontends = u32::try_from(self.frontends.len()).unwrap_or(u32::MAX);
+        Usages {
+            frontends: Usage { used: frontends, held: 0, limit: self.limits.frontends },
+            backends: Usage {
+                used: self.backends.in_use(),
+                held: self.backends.waiting(),
+                limit: self.limits.backends.saturating_sub(1),
+            },
+            slots: Usage { used: self.slots.in_use(), held: self.slots.waiting(), limit: self.limits.slots },
+        }
+    }
+
+    /// What differs from the kernel, and marks all that is wanted with this round.
+    fn compare<'a>(&mut self, desired: &'a Desired, plan: &mut Plan) -> Vec<Change<'a>> {
+        let mut changes = Vec::new();
+        for service in &desired.services {
+            let mut change = Change { service, known: false, free: Vec::new(), costly: Vec::new() };
+            for frontend in &service.frontends {
+                let Some(record) = self.frontends.get_mut(&frontend.key) else {
+                    change.costly.push(frontend);
+                    continue;
+                };
+                change.known = true;
+                record.round = self.round;
+                if record.owner.is_none() {
+                    self.adopt(service, frontend, plan);
+                }
+                let Some(record) = self.frontends.get(&frontend.key) else { continue };
+                let same_list = record.intact
+                    && record.row.kind == kind::BALANCE
+                    && self.backends.stand_for(&record.ids, &frontend.backends, frontend.key.proto);
+                if !same_list {
+                    if frontend.backends.is_empty() {
+                        change.free.push((frontend, Place::New(None)));
+                    } else {
+                        change.costly.push(frontend);
+                    }
+                    continue;
+                }
+                self.backends.name(&record.ids, &frontend.backends, &mut plan.names);
+                let owned = record.owner.as_ref().is_some_and(|owner| {
+                    owner.port == frontend.port
+                        && owner.protocol == frontend.protocol
+                        && owner.service == service.name
+                });
+                let number = record.row.service;
+                if !owned || record.row != row(frontend, number, record.row.slot_base, record.row.generation)
+                {
+                    change.free.push((frontend, Place::Keep));
+                }
+            }
+            if !change.free.is_empty() || !change.costly.is_empty() {
+                changes.push(change);
+            }
+        }
+        changes
+    }
+
+    /// Takes over the number of a row that a former agent wrote, unless another port has it.
+    fn adopt(&mut self, service: &DesiredService, frontend: &DesiredFrontend, plan: &mut Plan) {
+        let Some(record) = self.frontends.get_mut(&frontend.key) else { return };
+        let (name, number) = (service.port_name(frontend), record.row.service);
+        match self.ports.get_mut(&name) {
+            Some(port) if port.number == number => port.rows += 1,
+            None if number != 0 && self.numbers.insert(number) => {
+                self.ports.insert(name.clone(), Port { number, rows: 1 });
+            }
+            _ => return,
+        }
+        plan.names.push(NameChange::Frontend { number, port: name.clone(), address: address(&frontend.key) });
+        record.owner = Some(name);
+    }
+
+    /// Writes a frontend: its new backends, its slots, its row.
+    fn write(
+        &mut self,
+        service: &DesiredService,
+        frontend: &DesiredFrontend,
+        place: Place,
+        ops: &mut Vec<Op>,
+        names: &mut Vec<NameChange>,
+    ) {
+        let name = service.port_name(frontend);
+        let old = self.frontends.remove(&frontend.key);
+        let number = self.number(&name);
+        let generation = old.as_ref().map_or(0, |old| old.row.generation).wrapping_add(1);
+        let same_owner = old.as_ref().is_some_and(|old| old.owner.as_ref() == Some(&name));
+        if !same_owner {
+            if let Some(port) = self.ports.get_mut(&name) {
+                port.rows += 1;
+            }
+            if let Some(owner) = old.as_ref().and_then(|old| old.owner.as_ref()) {
+                self.disown(owner, &frontend.key, names);
+            }
+            names.push(NameChange::Frontend { number, port: name.clone(), address: address(&frontend.key) });
+        }
+        let (ids, range) = match (place, old) {
+            (Place::Keep, Some(old)) => (old.ids, old.range),
+            (Place::Keep, None) => (Vec::new(), None),
+            (Place::New(range), old) => {
+                let proto = frontend.key.proto;
+                let ids: Vec<u32> = frontend
+                    .backends
+                    .iter()
+                    .filter_map(|backend| self.backends.acquire(backend, proto, ops, names))
+                    .collect();
+                self.backends.name(&ids, &frontend.backends, names);
+                if let Some(range) = range {
+                    ops.push(Op::SetSlots { base: range.base, ids: ids.clone() });
+                }
+                if let Some(old) = old {
+                    self.leave(&old);
+                }
+                (ids, range)
+            }
+        };
+        let row = row(frontend, number, range.map_or(0, |range| range.base), generation);
+        ops.push(Op::SetFrontend { key: frontend.key, row });
+        let record = Record { row, ids, range, owner: Some(name), intact: true, round: self.round };
+        self.frontends.insert(frontend.key, record);
+    }
+
+    /// Deletes what was not wanted in this round.
+    fn sweep(&mut self, ops: &mut Vec<Op>, names: &mut Vec<NameChange>) {
+        let gone: Vec<FrontendKey> = self
+            .frontends
+            .iter()
+            .filter_map(|(key, record)| (record.round != self.round).then_some(*key))
+            .collect();
+        for key in gone {
+            self.delete(&key, ops, names);
+        }
+    }
+
+    /// Leaves the rows of a Service that does not fit as they are; but a row that cannot be trusted, or that
+    /// was another Service's, would send its clients astray. True if some row stays.
+    fn keep(&mut self, change: &Change<'_>, ops: &mut Vec<Op>, names: &mut Vec<NameChange>) -> bool {
+        for frontend in &change.costly {
+            let astray = self.frontends.get(&frontend.key).is_some_and(|record| {
+                let other = record.owner.as_ref().is_some_and(|owner| owner.service != change.service.name);
+                !record.intact || other
+            });
+            if astray {
+                self.delete(&frontend.key, ops, names);
+            }
+        }
+        change.service.frontends.iter().any(|frontend| self.frontends.contains_key(&frontend.key))
+    }
+
+    fn delete(&mut self, key: &FrontendKey, ops: &mut Vec<Op>, names: &mut Vec<NameChange>) {
+        let Some(record) = self.frontends.remove(key) else { return };
+        ops.push(Op::DeleteFrontend { key: *key });
+        self.leave(&record);
+        if let Some(owner) = &record.owner {
+            self.disown(owner, key, names);
+        }
+    }
+
+    /// What a row leaves when it is replaced or deleted.
+    fn leave(&mut self, record: &Record) {
+        for id in &record.ids {
+            self.backends.release(*id);
+        }
+        if let Some(range) = record.range {
+            self.slots.retire(range);
+        }
+    }
+
+    fn disown(&mut self, owner: &PortName, key: &FrontendKey, names: &mut Vec<NameChange>) {
+        let Some(port) = self.ports.get_mut(owner) else { return };
+        port.rows -= 1;
+        names.push(NameChange::FrontendGone { number: port.number, address: address(key) });
+        if port.rows == 0 {
+            self.numbers.remove(&port.number);
+            self.ports.remove(owner);
+        }
+    }
+
+    /// The port's number. New ones count upwards, so that a number is not soon given out again.
+    fn number(&mut self, name: &PortName) -> u32 {
+        if let Some(port) = self.ports.get(name) {
+            return port.number;
+        }
+        while self.next_number == 0 || !self.numbers.insert(self.next_number) {
+            self.next_number = self.next_number.wrapping_add(1);
+        }
+        let number = self.next_number;
+        self.next_number = number.wrapping_add(1);
+        self.ports.insert(name.clone(), Port { number, rows: 0 });
+        number
+    }
+}
+
+/// The row of a frontend. Lists longer than the row can count are refused before.
+fn row(frontend: &DesiredFrontend, service: u32, slot_base: u32, generation: u32) -> Frontend {
+    let count = |n: usize| u16::try_from(n).unwrap_or(u16::MAX);
+    Frontend {
+        service,
+        slot_base,
+        backends: count(frontend.backends.len()),
+        backends_local: count(frontend.local()),
+        flags: if frontend.affinity_seconds.is_some() { frontend_flag::AFFINITY } else { 0 },
+        kind: kind::BALANCE,
+        pad: 0,
+        affinity_seconds: frontend.affinity_seconds.unwrap_or(0),
+        generation,
+    }
+}
+
+#[cfg(test)]
+mod proptests;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,186 @@
+//! Who gets in: the check, before anything is written, that a Service's change fits.
+
+use super::{Change, Tables};
+use crate::model::ObjectName;
+use crate::service::backends::BackendKey;
+use crate::service::plan::PortName;
+use crate::service::slots::Range;
+use serde::Serialize;
+use std::collections::HashSet;
+use std::fmt;
+
+/// Endpoints that one frontend's row can count.
+const MAX_ENDPOINTS: usize = u16::MAX as usize;
+
+/// A Service that is not as it ought to be, for want of room.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Refusal {
+    /// The Service.
+    pub service: ObjectName,
+    /// What it lacks.
+    pub reason: Reason,
+    /// True if it lacks only what the quarantine will give.
+    pub waits: bool,
+    /// True if clients are still served as before the change; false if the Service has no row.
+    pub keeps_rows: bool,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = if self.keeps_rows { "stays as it was" } else { "is not served" };
+        write!(f, "Service {} {state}: {}", self.service, self.reason)
+    }
+}
+
+/// What is lacking, with the numbers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
+#[serde(rename_all = "snake_case", tag = "lacks")]
+pub enum Reason {
+    /// One row cannot count them.
+    #[error("port {}/{} has {endpoints} endpoints, one frontend takes {MAX_ENDPOINTS}", port.port, port.protocol)]
+    Endpoints {
+        /// The port.
+        port: PortName,
+        /// How many.
+        endpoints: usize,
+    },
+    /// The frontend table is full.
+    #[error("it needs {needed} more frontends, {used} of {limit} are in use (datapath.frontends)")]
+    Frontends {
+        /// More rows.
+        needed: u32,
+        /// In use.
+        used: u32,
+        /// All.
+        limit: u32,
+    },
+    /// The backend table is full.
+    #[error(
+        "it needs {needed} more backends, {used} of {limit} are in use and {held} in quarantine \
+         (datapath.backends)"
+    )]
+    Backends {
+        /// More ids.
+        needed: u32,
+        /// In use.
+        used: u32,
+        /// In quarantine.
+        held: u32,
+        /// All.
+        limit: u32,
+    },
+    /// The slot array is full.
+    #[error(
+        "it needs {needed} slots, others use {used} of {limit} and {reserved} are kept for changes \
+         (datapath.slots)"
+    )]
+    Slots {
+        /// The Service's slots.
+        needed: u32,
+        /// Slots of the others.
+        used: u32,
+        /// The longest list, which must fit a second time.
+        reserved: u32,
+        /// All.
+        limit: u32,
+    },
+    /// The slots are there, but not in one piece, or in quarantine.
+    #[error(
+        "it needs {needed} slots side by side, {free} of {limit} are free in pieces and {held} in quarantine \
+         (datapath.slots)"
+    )]
+    Room {
+        /// The Service's new slots.
+        needed: u32,
+        /// Free slots.
+        free: u32,
+        /// In quarantine.
+        held: u32,
+        /// All.
+        limit: u32,
+    },
+}
+
+fn number(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+impl Tables {
+    /// Checks that the costly rows of `change` fit, and takes their slot ranges (none for an empty list).
+    pub(super) fn admit(&mut self, change: &Change<'_>) -> Result<Vec<Option<Range>>, Refusal> {
+        let refusal = |reason, waits| Refusal {
+            service: change.service.name.clone(),
+            reason,
+            waits,
+            keeps_rows: false,
+        };
+        if let Some(frontend) = change.costly.iter().find(|f| f.backends.len() > MAX_ENDPOINTS) {
+            let port = change.service.port_name(frontend);
+            return Err(refusal(Reason::Endpoints { port, endpoints: frontend.backends.len() }, false));
+        }
+        self.check_frontends(change).map_err(|reason| refusal(reason, false))?;
+        self.check_slots(change).map_err(|reason| refusal(reason, false))?;
+        self.check_backends(change).map_err(|(reason, waits)| refusal(reason, waits))?;
+        self.take_slots(change).map_err(|(reason, waits)| refusal(reason, waits))
+    }
+
+    fn check_frontends(&self, change: &Change<'_>) -> Result<(), Reason> {
+        let new = change.costly.iter().filter(|f| !self.frontends.contains_key(&f.key)).count();
+        let (used, limit) = (self.frontends.len(), self.limits.frontends);
+        if new > 0 && used + new > limit as usize {
+            return Err(Reason::Frontends { needed: number(new), used: number(used), limit });
+        }
+        Ok(())
+    }
+
+    /// The state after the change, and room to write the longest list once more. A change that takes no more
+    /// than the Service has is not held up by this.
+    fn check_slots(&self, change: &Change<'_>) -> Result<(), Reason> {
+        let (mut old, mut new, mut longest) = (0_u32, 0_u32, self.slots.longest());
+        for frontend in &change.costly {
+            let len = number(frontend.backends.len());
+            new = new.saturating_add(len);
+            longest = longest.max(len);
+            let range = self.frontends.get(&frontend.key).and_then(|record| record.range);
+            old += range.map_or(0, |range| range.len);
+        }
+        let used = self.slots.in_use() - old;
+        let limit = self.limits.slots;
+        if new > old && used.saturating_add(new).saturating_add(longest) > limit {
+            return Err(Reason::Slots { needed: new, used, reserved: longest, limit });
+        }
+        Ok(())
+    }
+
+    fn check_backends(&self, change: &Change<'_>) -> Result<(), (Reason, bool)> {
+        let mut new = HashSet::new();
+        for frontend in &change.costly {
+            let keys = frontend.backends.iter().map(|backend| BackendKey::new(backend, frontend.key.proto));
+            new.extend(keys.filter(|key| !self.backends.knows(key)));
+        }
+        let (needed, free, held) = (number(new.len()), self.backends.available(), self.backends.waiting());
+        if needed > free {
+            let usage = self.usages().backends;
+            let reason = Reason::Backends { needed, used: usage.used, held, limit: usage.limit };
+            return Err((reason, needed - free <= held));
+        }
+        Ok(())
+    }
+
+    fn take_slots(&mut self, change: &Change<'_>) -> Result<Vec<Option<Range>>, (Reason, bool)> {
+        let lengths = change.costly.iter().map(|frontend| number(frontend.backends.len()));
+        let (free, held) = (self.slots.available(), self.slots.waiting());
+        let mut taken = Vec::with_capacity(change.costly.len());
+        for len in lengths.clone() {
+            match if len == 0 { Some(None) } else { self.slots.allocate(len).map(Some) } {
+                Some(range) => taken.push(range),
+                None => {
+                    taken.into_iter().flatten().for_each(|range| self.slots.cancel(range));
+                    let (needed, limit) = (lengths.sum(), self.limits.slots);
+                    return Err((Reason::Room { needed, free, held, limit }, held > 0));
+                }
+            }
+        }
+        Ok(taken)
+    }
+}

@@ -1,0 +1,217 @@
+use super::*;
+use crate::model::Protocol;
+use crate::service::plan::DesiredBackend;
+use netd_bpf::Addr;
+use netd_bpf::service::backend_state;
+use std::net::{IpAddr, Ipv4Addr};
+
+const QUARANTINE: Duration = Duration::from_secs(1);
+
+fn addr(a: u8, b: u32) -> Addr {
+    Addr::from(IpAddr::V4(Ipv4Addr::from(u32::from(a) << 24 | b)))
+}
+
+/// A Service with one TCP frontend and these backends.
+fn service(n: u8, backends: impl IntoIterator<Item = u32>) -> DesiredService {
+    let backends = backends
+        .into_iter()
+        .map(|b| DesiredBackend { addr: addr(10, b), port: 8080_u16.to_be(), local: false, pod: None })
+        .collect();
+    let key = FrontendKey { addr: addr(11, n.into()), port: 80_u16.to_be(), proto: 6, scope: 0 };
+    let frontend =
+        DesiredFrontend { key, port: 80, protocol: Protocol::Tcp, affinity_seconds: None, backends };
+    DesiredService { name: ObjectName::new("shop", &format!("s{n}")), frontends: vec![frontend] }
+}
+
+fn desired(services: impl IntoIterator<Item = DesiredService>) -> Desired {
+    Desired { services: services.into_iter().collect(), conflicts: Vec::new() }
+}
+
+fn empty(frontends: u32, backends: u32, slots: u32) -> (Tables, Instant) {
+    let (limits, now) = (Limits { frontends, backends, slots }, Instant::now());
+    (Tables::read(limits, QUARANTINE, &Kernel::default(), now), now)
+}
+
+/// Plans and takes it for done.
+fn done(tables: &mut Tables, desired: &Desired, now: Instant) -> Plan {
+    let plan = tables.plan(desired, now);
+    tables.applied(now);
+    plan
+}
+
+fn texts(refusals: &[Refusal]) -> Vec<String> {
+    refusals.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn a_new_service_is_written_from_the_bottom_up_and_a_backend_is_shared() {
+    let (mut tables, now) = empty(8, 8, 8);
+    let plan = done(&mut tables, &desired([service(1, [1, 2]), service(2, [2])]), now);
+    let row = |b, generation, state| Backend {
+        addr: addr(10, b),
+        port: 8080_u16.to_be(),
+        proto: 6,
+        state,
+        generation,
+    };
+    let frontend = |service, slot_base, backends| Frontend {
+        service,
+        slot_base,
+        backends,
+        generation: 1,
+        ..Frontend::default()
+    };
+    let key = |n| service(n, []).frontends[0].key;
+    assert_eq!(
+        plan.ops,
+        [
+            Op::SetBackend { id: 1, row: row(1, 1, backend_state::ACTIVE) },
+            Op::SetBackend { id: 2, row: row(2, 1, backend_state::ACTIVE) },
+            Op::SetSlots { base: 0, ids: vec![1, 2] },
+            Op::SetFrontend { key: key(1), row: frontend(1, 0, 2) },
+            Op::SetSlots { base: 2, ids: vec![2] },
+            Op::SetFrontend { key: key(2), row: frontend(2, 2, 1) },
+        ]
+    );
+
+    // One goes: its own backend terminates, the shared one stays.
+    let plan = done(&mut tables, &desired([service(2, [2])]), now);
+    assert_eq!(
+        plan.ops,
+        [
+            Op::DeleteFrontend { key: key(1) },
+            Op::SetBackend { id: 1, row: row(1, 1, backend_state::TERMINATING) },
+        ]
+    );
+    assert_eq!(tables.next_expiry(), Some(now + QUARANTINE));
+    let free = Backend { generation: 2, ..Backend::default() };
+    assert_eq!(tables.expire(now + QUARANTINE).ops, [Op::SetBackend { id: 1, row: free }]);
+    // The id's next backend has another generation.
+    let plan = done(&mut tables, &desired([service(2, [2, 3])]), now + QUARANTINE);
+    assert_eq!(plan.ops[0], Op::SetBackend { id: 1, row: row(3, 2, backend_state::ACTIVE) });
+}
+
+#[test]
+fn a_backend_that_comes_back_in_time_has_its_id_and_generation() {
+    let (mut tables, now) = empty(8, 8, 8);
+    let with = desired([service(1, [1, 2])]);
+    let first = done(&mut tables, &with, now).ops;
+    done(&mut tables, &desired([service(1, [1])]), now);
+    let back = done(&mut tables, &with, now + QUARANTINE / 2).ops;
+    assert_eq!(back[0], first[1]);
+    assert_eq!(tables.expire(now + QUARANTINE).ops, [], "its quarantine is called off");
+}
+
+#[test]
+fn a_full_frontend_table_turns_away_the_newest() {
+    let (mut tables, now) = empty(2, 64, 64);
+    done(&mut tables, &desired([service(2, [1]), service(3, [1])]), now);
+    let plan = done(&mut tables, &desired([service(1, [1]), service(2, [1]), service(3, [1])]), now);
+    assert_eq!(
+        texts(&plan.refused),
+        ["Service shop/s1 is not served: it needs 1 more frontends, 2 of 2 are in use (datapath.frontends)"]
+    );
+    assert_eq!(plan.ops, []);
+    // The room of one that goes is taken at once, after it is gone.
+    let plan = done(&mut tables, &desired([service(1, [1]), service(3, [1])]), now);
+    assert_eq!(plan.refused, []);
+    assert!(matches!(plan.ops[0], Op::DeleteFrontend { .. }), "{plan:?}");
+}
+
+#[test]
+fn slots_are_kept_so_that_the_longest_list_can_change() {
+    let (mut tables, now) = empty(8, 64, 10);
+    let plan = done(&mut tables, &desired([service(1, [1, 2, 3]), service(2, [1, 2, 3, 4])]), now);
+    assert_eq!(
+        texts(&plan.refused),
+        ["Service shop/s2 is not served: it needs 4 slots, others use 3 of 10 and 4 are kept for changes \
+          (datapath.slots)"]
+    );
+    let two = |a, b| desired([service(1, a), service(2, b)]);
+    assert_eq!(done(&mut tables, &two([1, 2, 3], [1, 2, 3]), now).refused, []);
+    // Both change wholly: one now, the other when the first one's slots come out of quarantine.
+    let plan = done(&mut tables, &two([4, 5, 6], [4, 5, 6]), now);
+    assert_eq!(
+        texts(&plan.waiting),
+        [
+            "Service shop/s2 stays as it was: it needs 3 slots side by side, 1 of 10 are free in pieces and 3 in \
+          quarantine (datapath.slots)"
+        ]
+    );
+    let plan = done(&mut tables, &two([4, 5, 6], [4, 5, 6]), now + QUARANTINE);
+    assert_eq!((plan.refused, plan.waiting), (vec![], vec![]));
+    assert!(plan.ops.iter().any(|op| matches!(op, Op::SetFrontend { .. })));
+    // One that is there may not grow into what is kept; it stays as it was.
+    let grown = desired([service(1, [4, 5, 6, 7]), service(2, [4, 5, 6])]);
+    let plan = done(&mut tables, &grown, now + 2 * QUARANTINE);
+    assert!(plan.refused[0].keeps_rows && !plan.refused[0].waits, "{plan:?}");
+}
+
+#[test]
+fn a_full_backend_table_turns_away_or_lets_wait() {
+    let (mut tables, now) = empty(8, 5, 64);
+    let plan = done(&mut tables, &desired([service(1, [1, 2]), service(2, [1, 2, 3, 4, 5])]), now);
+    assert_eq!(
+        texts(&plan.refused),
+        ["Service shop/s2 is not served: it needs 3 more backends, 2 of 4 are in use and 0 in quarantine \
+          (datapath.backends)"]
+    );
+    let plan = done(&mut tables, &desired([service(2, [3, 4, 5])]), now);
+    assert_eq!((plan.refused.len(), plan.waiting.len()), (0, 1), "{plan:?}");
+    let plan = done(&mut tables, &desired([service(2, [3, 4, 5])]), now + QUARANTINE);
+    assert_eq!(plan.waiting, []);
+}
+
+#[test]
+fn a_service_with_more_endpoints_than_a_row_can_count_is_refused() {
+    let (mut tables, now) = empty(8, 200_000, 200_000);
+    let plan = done(&mut tables, &desired([service(1, 0..65_536)]), now);
+    assert_eq!(
+        texts(&plan.refused),
+        ["Service shop/s1 is not served: port 80/TCP has 65536 endpoints, one frontend takes 65535"]
+    );
+    assert_eq!(plan.ops, []);
+    assert_eq!(done(&mut tables, &desired([service(1, 0..65_535)]), now).refused, []);
+}
+
+#[test]
+fn a_local_redirect_of_a_former_agent_is_understood() {
+    let backend = |n| Backend { addr: addr(10, n), port: 80, proto: 6, state: 1, generation: 4 };
+    let key = service(1, []).frontends[0].key;
+    let row =
+        Frontend { service: 7, slot_base: 2, backends: 1, kind: kind::LOCAL_REDIRECT, ..Frontend::default() };
+    let kernel = Kernel {
+        frontends: vec![(key, row)],
+        slots: vec![0, 0, 1, 2, 0, 0],
+        backends: vec![(1, backend(1)), (2, backend(2))],
+    };
+    let (limits, now) = (Limits { frontends: 4, backends: 4, slots: 6 }, Instant::now());
+    let mut tables = Tables::read(limits, QUARANTINE, &kernel, now);
+    assert_eq!(tables.usages().slots.used, 2, "its listener has a slot as well");
+    assert_eq!(tables.drift(&kernel), []);
+    let plan = tables.plan(&desired([service(1, [])]), now);
+    let Some(Op::SetFrontend { row, .. }) = plan.ops.first() else { panic!("{plan:?}") };
+    assert_eq!((row.kind, row.service, row.backends), (kind::BALANCE, 7, 0));
+}
+
+#[test]
+fn drift_is_told_in_words() {
+    let (mut tables, now) = empty(4, 4, 4);
+    done(&mut tables, &desired([service(1, [1])]), now);
+    let unknown = service(9, []).frontends[0].key;
+    let kernel = Kernel {
+        frontends: vec![(unknown, Frontend::default())],
+        slots: vec![0; 4],
+        backends: vec![(3, Backend { state: backend_state::ACTIVE, ..Backend::default() })],
+    };
+    let told: Vec<String> = tables.drift(&kernel).iter().map(ToString::to_string).collect();
+    assert_eq!(
+        told,
+        [
+            "frontend 11.0.0.9:80 protocol 6 is not ours",
+            "frontend 11.0.0.1:80 protocol 6 is missing",
+            "backend 1 was changed",
+            "backend 3 was changed",
+        ]
+    );
+}
