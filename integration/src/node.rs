@@ -250,9 +250,10 @@ impl<'lab> Node<'lab> {
     /// As [`Node::start`].
     pub fn ready(&self) -> Result<()> {
         let mut last = String::new();
+        let log = || tail(&self.log(), 20);
         let ready = wait::within(READY, &format!("the agent of {} to be ready", self.name), || {
             if let Some(status) = self.with_agent(Process::ended)? {
-                return Ok(Some(Err(anyhow!("the agent of {} ended: {status}", self.name))));
+                return Ok(Some(Err(anyhow!("the agent of {} ended: {status}\n{}", self.name, log()))));
             }
             let response = self.api("/readyz")?;
             if response.status == 200 {
@@ -261,8 +262,7 @@ impl<'lab> Node<'lab> {
             last = format!("{}: {}", response.status, response.body.trim());
             Ok(None)
         });
-        let told = || format!("/readyz said last: {last}\n{}", tail(&self.log(), 20));
-        ready.with_context(told)?.with_context(|| tail(&self.log(), 20))
+        ready.with_context(|| format!("/readyz said last: {last}\n{}", log()))?
     }
 
     /// GET from the agent's socket.

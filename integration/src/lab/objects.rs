@@ -51,6 +51,10 @@ pub fn pinned(folder: &Path) -> Result<Vec<Pinned>> {
                 folders.push(path);
                 continue;
             }
+            // The kernel puts these two into every new bpffs.
+            if path.extension().is_some_and(|extension| extension == "debug") {
+                continue;
+            }
             let shown = ["map", "prog", "link"].into_iter().find_map(|kind| {
                 let words = [kind.as_ref(), "show".as_ref(), "pinned".as_ref(), path.as_os_str()];
                 bpftool(&words).ok().map(|shown| (kind, shown))
