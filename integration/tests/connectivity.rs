@@ -6,7 +6,7 @@ use netd_integration::node::{PORT, Server};
 use netd_integration::site::{Families, Site};
 use netd_integration::state::Port;
 use netd_integration::traffic::{self, Load, Proto, Sink};
-use netd_integration::wait;
+use netd_integration::{stats, wait};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -150,6 +150,33 @@ fn pods_of_one_family() -> Result<()> {
                 for proto in Proto::ALL {
                     answering(from.netns(), proto, target, &names)?;
                 }
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn backends_get_equal_shares() -> Result<()> {
+    Lab::run(|lab| {
+        let site = Site::three_nodes(lab)?;
+        site.start_all()?;
+        let client = site.node("a")?.add_pod("client")?;
+        let mut servers = Vec::new();
+        for node in site.nodes() {
+            servers.push(node.add_server(&format!("{}1", node.name()))?);
+        }
+        let all: Vec<IpAddr> = servers.iter().flat_map(|s| s.pod.addresses.clone()).collect();
+        site.state.service("web", &vips()?, VIP_PORT, &[])?;
+        site.state.slices("web", PORT, &all)?;
+        for vip in vips()? {
+            for proto in Proto::ALL {
+                answering(&client.netns, proto, at(vip), &["a1", "b1", "c1"])?;
+                let shares = traffic::shares(&client.netns, proto, at(vip), 1500)?;
+                let counts: Vec<u32> = shares.values().copied().collect();
+                let p = stats::p_of_three(stats::chi_square(&counts));
+                // Fair dice fail this once in a million runs.
+                ensure!(p > 1e-6, "{proto} to {vip}: {shares:?}, p {p}");
             }
         }
         Ok(())
