@@ -177,9 +177,10 @@ fn report(toolchain: &Toolchain, output: &Output) -> Result<(), String> {
     let said = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
         return Err(format!(
-            "the BPF programs do not build ({} with {}, {}):\n{said}",
-            toolchain.cargo.display(),
+            "the BPF programs do not build with {} ({}.{}), {}:\n{said}",
             toolchain.rustc.display(),
+            toolchain.release.0,
+            toolchain.release.1,
             output.status
         ));
     }

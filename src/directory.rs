@@ -1,3 +1,296 @@
-//! See ARCHITECTURE.md.
+//! The directory source: a watched folder of ordinary Kubernetes YAML or JSON as the state of the network.
+//!
+//! What is read: regular files `*.yaml`, `*.yml` and `*.json` of the folder and its subfolders, hidden names
+//! left out; in `status/`, what agents report ([`status`]). How: inotify says that something changed, a scan
+//! says what, and only changed files are parsed; a full scan every 30 seconds is the net below.
+//!
+//! Invariants: the model that is given out never has a broken file's text in it, nor one object from two
+//! files (`files`); the first model is given out only when every file is good, since an agent that starts
+//! must not take away what it cannot read; a folder that vanished leaves the last model in force.
+//!
+//! [`run`] is one task; scans run on a blocking thread that holds the source while it works, so aborting
+//! the task between scans loses nothing: all state is that of the folder.
+
+mod assemble;
+mod document;
+mod files;
+mod scan;
+mod watch;
+mod yaml;
 
 pub mod config;
+pub mod status;
+
+#[cfg(test)]
+mod tests;
+
+use crate::model::Model;
+use crate::model::report::{Problem, Report, Severity};
+use config::Config;
+use document::Parsed;
+use files::Files;
+use scan::{Found, Listing, Stamp, What};
+use status::PodStatus;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
+use watch::{Changes, Watch};
+
+/// A burst of changes is one scan: this long after its first.
+const DEBOUNCE: Duration = Duration::from_millis(10);
+/// A file that is not there is in force for this long yet: editors and `git` take one away and make it anew.
+const GRACE: Duration = Duration::from_millis(10);
+/// Between full scans.
+const RESCAN: Duration = Duration::from_secs(30);
+/// Between full scans while inotify cannot be had.
+const RESCAN_BLIND: Duration = Duration::from_secs(2);
+
+/// Follows the folder until cancelled: gives each model that differs to `publish`, and each change of what is
+/// wrong to `report`.
+pub async fn run(
+    config: Config,
+    publish: impl Fn(Arc<Model>) + Send + 'static,
+    report: impl Fn(Report) + Send + 'static,
+    cancel: CancellationToken,
+) {
+    let mut source = Source::new(&config.path);
+    let alarm = source.watch.alarm();
+    let mut last_report = None;
+    loop {
+        let scanned = tokio::task::spawn_blocking(move || {
+            let outcome = source.refresh();
+            (source, outcome)
+        })
+        .await;
+        let outcome;
+        (source, outcome) = match scanned {
+            Ok(scanned) => scanned,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The runtime is going down.
+                Err(_) => return,
+            },
+        };
+        if last_report.as_ref() != Some(&outcome.report) {
+            report(outcome.report.clone());
+            last_report = Some(outcome.report);
+        }
+        if let Some(model) = outcome.model {
+            publish(model);
+        }
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            () = tokio::time::sleep(outcome.next) => {}
+            () = alarm.changed() => {
+                tokio::select! {
+                    () = cancel.cancelled() => return,
+                    () = tokio::time::sleep(DEBOUNCE) => {}
+                }
+            }
+        }
+    }
+}
+
+/// What a scan came to.
+struct Outcome {
+    /// Set if something may have changed and the source is synced.
+    model: Option<Arc<Model>>,
+    report: Report,
+    /// When to scan again, even if nothing happens.
+    next: Duration,
+}
+
+/// A status file as last read.
+struct StatusFile {
+    stamp: Stamp,
+    read: Result<PodStatus, Problem>,
+}
+
+/// The folder and all that is known of it.
+struct Source {
+    root: PathBuf,
+    watch: Watch,
+    files: Files,
+    stamps: BTreeMap<PathBuf, Option<Stamp>>,
+    /// Files that were there, and since when they are not.
+    missing: BTreeMap<PathBuf, Instant>,
+    statuses: BTreeMap<PathBuf, StatusFile>,
+    synced: bool,
+    /// Problems of what is in force, kept for scans that find nothing changed.
+    settled: Vec<Problem>,
+    objects: usize,
+    in_force: usize,
+}
+
+impl Source {
+    fn new(root: &Path) -> Self {
+        Self {
+            root: root.to_owned(),
+            watch: Watch::new(root),
+            files: Files::default(),
+            stamps: BTreeMap::new(),
+            missing: BTreeMap::new(),
+            statuses: BTreeMap::new(),
+            synced: false,
+            settled: Vec::new(),
+            objects: 0,
+            in_force: 0,
+        }
+    }
+
+    /// Scans the folder and takes in what changed.
+    fn refresh(&mut self) -> Outcome {
+        let changes = self.watch.begin();
+        let listing = scan::scan(&self.root, |folder, identity| self.watch.enter(folder, identity));
+        self.watch.end();
+        let mut next = if self.watch.trouble().is_some() { RESCAN_BLIND } else { RESCAN };
+
+        let mut changed = self.forget_gone(&listing);
+        if !self.missing.is_empty() {
+            next = next.min(GRACE);
+        }
+        for found in &listing.files {
+            let busy = changes.busy.get(&found.path);
+            if let Some(busy) = busy.filter(|busy| !busy.only_empty || found.stamp.is_empty()) {
+                next = next.min(busy.left);
+                continue;
+            }
+            changed |= match found.what {
+                What::Objects(format) => self.read_objects(found, format, &changes),
+                What::Status => self.read_status(found, &changes),
+            };
+        }
+        let mut model = None;
+        let was_synced = self.synced;
+        if changed {
+            self.settled = self.files.settle();
+        }
+        self.synced |= listing.failed.is_empty() && self.files.complete();
+        if changed || self.synced != was_synced {
+            let assembled = self.assemble();
+            if self.synced {
+                model = Some(assembled);
+            }
+        }
+        Outcome { model, report: self.report(&listing), next }
+    }
+
+    /// Drops what is no more; what could not be looked at stays, and so does for a moment what may come back.
+    fn forget_gone(&mut self, listing: &Listing) -> bool {
+        let found: BTreeSet<&Path> = listing.files.iter().map(|found| found.path.as_path()).collect();
+        let gone = |path: &Path| !found.contains(path) && !listing.hides(path);
+        let mut changed = false;
+
+        let now = Instant::now();
+        let (files, missing) = (&mut self.files, &mut self.missing);
+        self.stamps.retain(|path, _| {
+            if !gone(path) {
+                if missing.remove(path).is_some() {
+                    files.set_missing(path, false);
+                    changed = true;
+                }
+                return true;
+            }
+            let since = *missing.entry(path.clone()).or_insert(now);
+            if now.saturating_duration_since(since) < GRACE {
+                files.set_missing(path, true);
+                return true;
+            }
+            missing.remove(path);
+            files.remove(path);
+            changed = true;
+            false
+        });
+        // Reports are replaced by renaming: one that is not there is no more.
+        let before = self.statuses.len();
+        self.statuses.retain(|path, _| !gone(path));
+        changed || self.statuses.len() != before
+    }
+
+    fn read_objects(&mut self, found: &Found, format: document::Format, changes: &Changes) -> bool {
+        let known = self.stamps.get(&found.path) == Some(&Some(found.stamp));
+        if known && !changes.all && !changes.dirty.contains(&found.path) {
+            return false;
+        }
+        let (parsed, stamp) = match scan::read(&found.path) {
+            Ok((bytes, stamp)) => (document::parse(&found.path, &bytes, format), Some(stamp)),
+            // It went after the scan: the next one will not find it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return false,
+            // Without a stamp it is tried again with every scan.
+            Err(error) => (Parsed::unreadable(&found.path, format!("cannot be read: {error}")), None),
+        };
+        self.stamps.insert(found.path.clone(), stamp);
+        self.files.update(&found.path, parsed);
+        true
+    }
+
+    fn read_status(&mut self, found: &Found, changes: &Changes) -> bool {
+        let known = self.statuses.get(&found.path).is_some_and(|file| file.stamp == found.stamp);
+        if known && !changes.all && !changes.dirty.contains(&found.path) {
+            return false;
+        }
+        let read = match status::read(&found.path) {
+            Err(status::Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return false;
+            }
+            read => read.map_err(|error| {
+                let mut message = String::from("ignored: ");
+                let mut cause: Option<&dyn std::error::Error> = Some(&error);
+                let mut separator = "";
+                while let Some(error) = cause {
+                    message.push_str(separator);
+                    message.push_str(&error.to_string());
+                    separator = ": ";
+                    cause = error.source();
+                }
+                assemble::problem(&found.path, None, message)
+            }),
+        };
+        self.statuses.insert(found.path.clone(), StatusFile { stamp: found.stamp, read });
+        true
+    }
+
+    /// Puts the model together from what is in force.
+    fn assemble(&mut self) -> Arc<Model> {
+        let mut reports = assemble::Reports::new();
+        for (path, file) in &self.statuses {
+            match &file.read {
+                Ok(status) => {
+                    reports.insert(status.pod(), (path, status));
+                }
+                Err(problem) => self.settled.push(problem.clone()),
+            }
+        }
+        let entries = || self.files.in_force().flat_map(|(_, entries)| entries.iter());
+        self.objects = entries().count();
+        self.in_force = self.files.in_force().count();
+        let (model, problems) = assemble::assemble(entries(), reports);
+        self.settled.extend(problems);
+        Arc::new(model)
+    }
+
+    fn report(&self, listing: &Listing) -> Report {
+        let mut problems = self.settled.clone();
+        let at = |path: &Path, severity, message: String| Problem {
+            path: path.to_owned(),
+            line: None,
+            column: None,
+            severity,
+            object: None,
+            message,
+        };
+        for (path, message) in &listing.failed {
+            problems.push(at(path, Severity::Error, message.clone()));
+        }
+        if let Some(trouble) = self.watch.trouble() {
+            let message = format!("{trouble}; changes are seen within {} s", RESCAN_BLIND.as_secs());
+            problems.push(at(&self.root, Severity::Warning, message));
+        }
+        problems.sort();
+        problems.dedup();
+        Report { synced: self.synced, files: self.in_force, objects: self.objects, problems }
+    }
+}

@@ -10,55 +10,30 @@
 //! | `GET /v1/drops?limit=N` | the newest drops (socket only) |
 //! | `POST /v1/cni/{add,del,check,gc,status}` | the CNI plugin's questions (socket only) |
 
-use super::drops::Drops;
-use super::ready::Readiness;
+use super::state::State as Agent;
 use super::tasks::Failure;
-use crate::cni::server::Api as Cni;
-use axum::body::Bytes;
+use crate::telemetry::metrics::{CONTENT_TYPE, Metrics};
 use axum::extract::connect_info::{ConnectInfo, Connected};
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::get;
 use axum::serve::IncomingStream;
 use axum::{Json, Router};
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path as FilePath;
+use std::path::Path;
 use std::sync::Arc;
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 
 /// What the handlers answer from.
-pub trait Answers: Send + Sync + 'static {
-    /// Body of `/v1/status`.
-    fn status(&self) -> serde_json::Value;
-    /// Body of `/metrics`.
-    ///
-    /// # Errors
-    /// The text cannot be written.
-    fn metrics(&self) -> Result<String, std::fmt::Error>;
-}
-
-/// Shared by all requests.
-#[derive(Clone)]
-pub struct Shared {
-    /// For `/readyz`.
-    pub readiness: Readiness,
-    /// For `/v1/drops`.
-    pub drops: Drops,
-    /// For the rest.
-    pub answers: Arc<dyn Answers>,
-    /// The CNI server.
-    pub cni: Arc<dyn Cni>,
-}
-
-impl std::fmt::Debug for Shared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").field("readiness", &self.readiness).finish_non_exhaustive()
-    }
+#[derive(Clone, Debug)]
+pub(super) struct Shared {
+    pub(super) state: Arc<Agent>,
+    pub(super) metrics: Arc<Metrics>,
 }
 
 /// Peer of a connection to the Unix socket.
@@ -77,17 +52,18 @@ impl Connected<IncomingStream<'_, UnixListener>> for Peer {
 ///
 /// # Errors
 /// The listener breaks.
-pub async fn serve_socket(
-    listener: UnixListener,
+pub(super) async fn serve_socket(
+    listener: Arc<UnixListener>,
     shared: Shared,
+    cni: Router,
     cancel: CancellationToken,
 ) -> Result<(), Failure> {
     let router = public()
         .route("/v1/status", get(status))
         .route("/v1/drops", get(drops))
-        .route("/v1/cni/{verb}", post(cni))
-        .layer(middleware::from_fn(root_only))
         .with_state(shared)
+        .merge(cni)
+        .layer(middleware::from_fn(root_only))
         .into_make_service_with_connect_info::<Peer>();
     axum::serve(listener, router).with_graceful_shutdown(cancel.cancelled_owned()).await?;
     Ok(())
@@ -97,8 +73,8 @@ pub async fn serve_socket(
 ///
 /// # Errors
 /// The listener breaks.
-pub async fn serve_tcp(
-    listener: TcpListener,
+pub(super) async fn serve_tcp(
+    listener: Arc<TcpListener>,
     shared: Shared,
     cancel: CancellationToken,
 ) -> Result<(), Failure> {
@@ -111,7 +87,7 @@ pub async fn serve_tcp(
 ///
 /// # Errors
 /// The path cannot be bound.
-pub fn bind(path: &FilePath) -> io::Result<UnixListener> {
+pub(super) fn bind(path: &Path) -> io::Result<UnixListener> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -137,7 +113,7 @@ async fn root_only(ConnectInfo(peer): ConnectInfo<Peer>, request: Request, next:
 }
 
 async fn readyz(State(shared): State<Shared>) -> Response {
-    let pending = shared.readiness.pending();
+    let pending = shared.state.readiness.pending();
     if pending.is_empty() {
         return "ready\n".into_response();
     }
@@ -145,15 +121,14 @@ async fn readyz(State(shared): State<Shared>) -> Response {
 }
 
 async fn metrics(State(shared): State<Shared>) -> Response {
-    const TEXT: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    match shared.answers.metrics() {
-        Ok(text) => ([(header::CONTENT_TYPE, TEXT)], text).into_response(),
+    match shared.metrics.encode() {
+        Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
         Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be written\n").into_response(),
     }
 }
 
 async fn status(State(shared): State<Shared>) -> Response {
-    Json(shared.answers.status()).into_response()
+    Json(shared.state.status()).into_response()
 }
 
 #[derive(serde::Deserialize)]
@@ -169,11 +144,5 @@ impl Limit {
 }
 
 async fn drops(State(shared): State<Shared>, Query(Limit { limit }): Query<Limit>) -> Response {
-    Json(serde_json::json!({ "version": 1, "drops": shared.drops.newest(limit) })).into_response()
-}
-
-async fn cni(State(shared): State<Shared>, Path(verb): Path<String>, body: Bytes) -> Response {
-    let (status, answer) = shared.cni.handle(&verb, &body).await;
-    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    (status, [(header::CONTENT_TYPE, "application/json")], answer).into_response()
+    Json(serde_json::json!({ "version": 1, "drops": shared.state.drops.newest(limit) })).into_response()
 }

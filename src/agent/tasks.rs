@@ -4,6 +4,7 @@
 //! after a delay that doubles from 0.1 s to 10 s; one that ends well is done. Aborting is never needed:
 //! a task ends when its token is cancelled.
 
+use crate::telemetry::chain;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -111,19 +112,6 @@ impl Tasks {
     fn update(&self, name: &'static str, change: impl FnOnce(&mut State)) {
         change(self.states.lock().unwrap_or_else(PoisonError::into_inner).entry(name).or_default());
     }
-}
-
-/// An error with its causes, on one line.
-#[must_use]
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

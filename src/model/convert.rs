@@ -13,7 +13,7 @@ mod slice;
 #[cfg(test)]
 mod tests;
 
-pub use field::{Error, FieldPath, Segment};
+pub use field::{Error, FieldPath, Segment, is_label, is_subdomain};
 pub use pod::{pod, ready_condition};
 pub use policy::network_policy;
 pub use service::service;
@@ -76,6 +76,12 @@ pub fn node(object: core::Node) -> Result<Node, Error> {
 /// Names the first field that is not as the API says.
 pub fn namespace(object: core::Namespace) -> Result<Namespace, Error> {
     let name = field::cluster_name(&object.metadata)?;
+    if !is_label(&name) {
+        let metadata = At::Key(&At::Object, "metadata");
+        return Err(metadata
+            .key("name")
+            .error(format!("{name:?} is not the name of a namespace (it has a '.')")));
+    }
     let mut labels = field::labels(object.metadata.labels);
     // The API server sets this label and lets nobody change it.
     labels.insert(NAMESPACE_NAME.to_owned(), name.to_string());

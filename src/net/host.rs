@@ -9,7 +9,6 @@ use super::netlink::{self, Link, Netlink};
 use super::route::LinkAddress;
 use super::sysctl::{self, Family, Key};
 use ipnet::IpNet;
-use std::collections::BTreeMap;
 use std::fmt;
 
 /// MTU of pods where no uplink tells one: Ethernet's (RFC 894).
@@ -157,12 +156,6 @@ fn forward(uplinks: &[String]) -> Result<Vec<Change>, sysctl::Error> {
     Ok(changes)
 }
 
-/// Uplinks by index, to put names into messages.
-#[must_use]
-pub fn names(uplinks: &[Uplink]) -> BTreeMap<u32, &str> {
-    uplinks.iter().map(|uplink| (uplink.ifindex, uplink.name.as_str())).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -221,7 +214,7 @@ mod tests {
         let (_ns, nl) = node();
         let chosen = uplinks(&nl, &config(&["up0"])).await.unwrap();
         assert_eq!(chosen.len(), 1);
-        assert_eq!(super::names(&chosen).values().collect::<Vec<_>>(), [&"up0"]);
+        assert_eq!(chosen[0].name, "up0");
         let error = uplinks(&nl, &config(&["up0", "eth7"])).await.unwrap_err().to_string();
         assert!(error.starts_with("net.uplinks: there is no interface eth7; this node has lo, "), "{error}");
         assert!(error.contains("up1"), "{error}");

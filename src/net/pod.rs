@@ -20,6 +20,7 @@ mod tests;
 
 pub use check::check;
 pub use create::create;
+pub(super) use list::pod_of;
 pub use list::{HostEnd, list};
 
 use super::netlink::{self, KernelRoute, Netlink, NextHop};

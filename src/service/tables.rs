@@ -14,23 +14,26 @@
 //! quarantine, counted from [`Tables::applied`], before it is given out again. Programs must therefore
 //! follow a slot to a backend that is terminating.
 //!
-//! Nothing is truncated. A Service is admitted, all of it, if its rows fit *and* the longest list could still be
-//! written a second time, so that every admitted list can change; otherwise it is refused, and named.
-//! Services that the kernel has come before new ones. A change that only lacks room which the
-//! quarantine holds waits; the Service keeps its former rows until then.
+//! Nothing is truncated. A new Service is admitted, all of it, if its rows fit *and* the longest list could still
+//! be written a second time, so that every admitted list can change; otherwise it is refused, and named.
+//! Services that the kernel has come before new ones, and their lists change one by one. A change that only
+//! lacks room which the quarantine holds waits; the frontend keeps its former row until then.
 
 mod admit;
 mod read;
+mod write;
 
 use super::backends::Backends;
 use super::plan::{Desired, DesiredFrontend, DesiredService, PortName};
 use super::slots::{Range, Slots};
 use crate::model::ObjectName;
-use netd_bpf::service::{Backend, Frontend, FrontendKey, frontend_flag, kind};
+use netd_bpf::service::{Backend, Frontend, FrontendKey, kind};
 use serde::Serialize;
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
+use write::{Place, row};
 
 pub use admit::{Reason, Refusal};
 pub use read::{Drift, Kernel};
@@ -75,6 +78,21 @@ pub enum Op {
         /// Its key.
         key: FrontendKey,
     },
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SetBackend { id, .. } => write!(f, "setting backend {id}"),
+            Self::SetSlots { base, ids } => write!(f, "setting {} slots from {base}", ids.len()),
+            Self::SetFrontend { key, .. } => {
+                write!(f, "setting frontend {} protocol {}", address(key), key.proto)
+            }
+            Self::DeleteFrontend { key } => {
+                write!(f, "deleting frontend {} protocol {}", address(key), key.proto)
+            }
+        }
+    }
 }
 
 /// A change of what a number of the kernel stands for.
@@ -170,6 +188,8 @@ struct Record {
     owner: Option<PortName>,
     /// False if the row cannot be trusted: it names slots or backends that do not exist.
     intact: bool,
+    /// The row has not yet got its owner's number.
+    misnumbered: bool,
     /// The last round in which it was wanted.
     round: u64,
 }
@@ -195,14 +215,6 @@ pub struct Tables {
     round: u64,
 }
 
-/// How a frontend's row comes by its slots.
-enum Place {
-    /// The list is as it was.
-    Keep,
-    /// A new list, in this range; none if it is empty.
-    New(Option<Range>),
-}
-
 /// What one Service changes.
 struct Change<'a> {
     service: &'a DesiredService,
@@ -210,8 +222,10 @@ struct Change<'a> {
     known: bool,
     /// Rows that take no room that they do not have.
     free: Vec<(&'a DesiredFrontend, Place)>,
-    /// Rows that need room, together.
-    costly: Vec<&'a DesiredFrontend>,
+    /// Rows that need another range of slots, each on its own.
+    changed: Vec<&'a DesiredFrontend>,
+    /// Rows that are not there, all or none.
+    added: Vec<&'a DesiredFrontend>,
 }
 
 impl Tables {
@@ -233,19 +247,30 @@ impl Tables {
 
         changes.sort_by_key(|change| !change.known);
         let mut added = 0;
-        for change in changes.iter().filter(|change| !change.costly.is_empty()) {
-            match self.admit(change) {
-                Ok(ranges) => {
-                    let rows = self.frontends.len();
-                    for (frontend, range) in change.costly.iter().zip(ranges) {
-                        self.write(change.service, frontend, Place::New(range), &mut sets, &mut plan.names);
+        for change in &changes {
+            let mut short: Option<Refusal> = None;
+            for unit in change.changed.chunks(1).chain([&change.added[..]]) {
+                let rows = self.frontends.len();
+                match self.admit(change.service, unit) {
+                    Ok(ranges) => {
+                        for (frontend, range) in unit.iter().zip(ranges) {
+                            let place = Place::New(range);
+                            self.write(change.service, frontend, place, &mut sets, &mut plan.names);
+                        }
+                        added += self.frontends.len() - rows;
                     }
-                    added += self.frontends.len() - rows;
+                    Err(refusal) => {
+                        self.part_with(change.service, unit, &mut deletes, &mut plan.names);
+                        if short.as_ref().is_none_or(|short| short.waits) {
+                            short = Some(refusal);
+                        }
+                    }
                 }
-                Err(mut refusal) => {
-                    refusal.keeps_rows = self.keep(change, &mut deletes, &mut plan.names);
-                    if refusal.waits { &mut plan.waiting } else { &mut plan.refused }.push(refusal);
-                }
+            }
+            if let Some(mut refusal) = short {
+                let stays = |f: &DesiredFrontend| self.frontends.contains_key(&f.key);
+                refusal.keeps_rows = change.service.frontends.iter().any(stays);
+                if refusal.waits { &mut plan.waiting } else { &mut plan.refused }.push(refusal);
             }
         }
 
@@ -297,10 +322,11 @@ impl Tables {
     fn compare<'a>(&mut self, desired: &'a Desired, plan: &mut Plan) -> Vec<Change<'a>> {
         let mut changes = Vec::new();
         for service in &desired.services {
-            let mut change = Change { service, known: false, free: Vec::new(), costly: Vec::new() };
+            let mut change =
+                Change { service, known: false, free: Vec::new(), changed: Vec::new(), added: Vec::new() };
             for frontend in &service.frontends {
                 let Some(record) = self.frontends.get_mut(&frontend.key) else {
-                    change.costly.push(frontend);
+                    change.added.push(frontend);
                     continue;
                 };
                 change.known = true;
@@ -316,7 +342,7 @@ impl Tables {
                     if frontend.backends.is_empty() {
                         change.free.push((frontend, Place::New(None)));
                     } else {
-                        change.costly.push(frontend);
+                        change.changed.push(frontend);
                     }
                     continue;
                 }
@@ -326,167 +352,19 @@ impl Tables {
                         && owner.protocol == frontend.protocol
                         && owner.service == service.name
                 });
-                let number = record.row.service;
-                if !owned || record.row != row(frontend, number, record.row.slot_base, record.row.generation)
-                {
+                let now = &record.row;
+                let right = owned
+                    && !record.misnumbered
+                    && *now == row(frontend, now.service, now.slot_base, now.generation);
+                if !right {
                     change.free.push((frontend, Place::Keep));
                 }
             }
-            if !change.free.is_empty() || !change.costly.is_empty() {
+            if !(change.free.is_empty() && change.changed.is_empty() && change.added.is_empty()) {
                 changes.push(change);
             }
         }
         changes
-    }
-
-    /// Takes over the number of a row that a former agent wrote, unless another port has it.
-    fn adopt(&mut self, service: &DesiredService, frontend: &DesiredFrontend, plan: &mut Plan) {
-        let Some(record) = self.frontends.get_mut(&frontend.key) else { return };
-        let (name, number) = (service.port_name(frontend), record.row.service);
-        match self.ports.get_mut(&name) {
-            Some(port) if port.number == number => port.rows += 1,
-            None if number != 0 && self.numbers.insert(number) => {
-                self.ports.insert(name.clone(), Port { number, rows: 1 });
-            }
-            _ => return,
-        }
-        plan.names.push(NameChange::Frontend { number, port: name.clone(), address: address(&frontend.key) });
-        record.owner = Some(name);
-    }
-
-    /// Writes a frontend: its new backends, its slots, its row.
-    fn write(
-        &mut self,
-        service: &DesiredService,
-        frontend: &DesiredFrontend,
-        place: Place,
-        ops: &mut Vec<Op>,
-        names: &mut Vec<NameChange>,
-    ) {
-        let name = service.port_name(frontend);
-        let old = self.frontends.remove(&frontend.key);
-        let number = self.number(&name);
-        let generation = old.as_ref().map_or(0, |old| old.row.generation).wrapping_add(1);
-        let same_owner = old.as_ref().is_some_and(|old| old.owner.as_ref() == Some(&name));
-        if !same_owner {
-            if let Some(port) = self.ports.get_mut(&name) {
-                port.rows += 1;
-            }
-            if let Some(owner) = old.as_ref().and_then(|old| old.owner.as_ref()) {
-                self.disown(owner, &frontend.key, names);
-            }
-            names.push(NameChange::Frontend { number, port: name.clone(), address: address(&frontend.key) });
-        }
-        let (ids, range) = match (place, old) {
-            (Place::Keep, Some(old)) => (old.ids, old.range),
-            (Place::Keep, None) => (Vec::new(), None),
-            (Place::New(range), old) => {
-                let proto = frontend.key.proto;
-                let ids: Vec<u32> = frontend
-                    .backends
-                    .iter()
-                    .filter_map(|backend| self.backends.acquire(backend, proto, ops, names))
-                    .collect();
-                self.backends.name(&ids, &frontend.backends, names);
-                if let Some(range) = range {
-                    ops.push(Op::SetSlots { base: range.base, ids: ids.clone() });
-                }
-                if let Some(old) = old {
-                    self.leave(&old);
-                }
-                (ids, range)
-            }
-        };
-        let row = row(frontend, number, range.map_or(0, |range| range.base), generation);
-        ops.push(Op::SetFrontend { key: frontend.key, row });
-        let record = Record { row, ids, range, owner: Some(name), intact: true, round: self.round };
-        self.frontends.insert(frontend.key, record);
-    }
-
-    /// Deletes what was not wanted in this round.
-    fn sweep(&mut self, ops: &mut Vec<Op>, names: &mut Vec<NameChange>) {
-        let gone: Vec<FrontendKey> = self
-            .frontends
-            .iter()
-            .filter_map(|(key, record)| (record.round != self.round).then_some(*key))
-            .collect();
-        for key in gone {
-            self.delete(&key, ops, names);
-        }
-    }
-
-    /// Leaves the rows of a Service that does not fit as they are; but a row that cannot be trusted, or that
-    /// was another Service's, would send its clients astray. True if some row stays.
-    fn keep(&mut self, change: &Change<'_>, ops: &mut Vec<Op>, names: &mut Vec<NameChange>) -> bool {
-        for frontend in &change.costly {
-            let astray = self.frontends.get(&frontend.key).is_some_and(|record| {
-                let other = record.owner.as_ref().is_some_and(|owner| owner.service != change.service.name);
-                !record.intact || other
-            });
-            if astray {
-                self.delete(&frontend.key, ops, names);
-            }
-        }
-        change.service.frontends.iter().any(|frontend| self.frontends.contains_key(&frontend.key))
-    }
-
-    fn delete(&mut self, key: &FrontendKey, ops: &mut Vec<Op>, names: &mut Vec<NameChange>) {
-        let Some(record) = self.frontends.remove(key) else { return };
-        ops.push(Op::DeleteFrontend { key: *key });
-        self.leave(&record);
-        if let Some(owner) = &record.owner {
-            self.disown(owner, key, names);
-        }
-    }
-
-    /// What a row leaves when it is replaced or deleted.
-    fn leave(&mut self, record: &Record) {
-        for id in &record.ids {
-            self.backends.release(*id);
-        }
-        if let Some(range) = record.range {
-            self.slots.retire(range);
-        }
-    }
-
-    fn disown(&mut self, owner: &PortName, key: &FrontendKey, names: &mut Vec<NameChange>) {
-        let Some(port) = self.ports.get_mut(owner) else { return };
-        port.rows -= 1;
-        names.push(NameChange::FrontendGone { number: port.number, address: address(key) });
-        if port.rows == 0 {
-            self.numbers.remove(&port.number);
-            self.ports.remove(owner);
-        }
-    }
-
-    /// The port's number. New ones count upwards, so that a number is not soon given out again.
-    fn number(&mut self, name: &PortName) -> u32 {
-        if let Some(port) = self.ports.get(name) {
-            return port.number;
-        }
-        while self.next_number == 0 || !self.numbers.insert(self.next_number) {
-            self.next_number = self.next_number.wrapping_add(1);
-        }
-        let number = self.next_number;
-        self.next_number = number.wrapping_add(1);
-        self.ports.insert(name.clone(), Port { number, rows: 0 });
-        number
-    }
-}
-
-/// The row of a frontend. Lists longer than the row can count are refused before.
-fn row(frontend: &DesiredFrontend, service: u32, slot_base: u32, generation: u32) -> Frontend {
-    let count = |n: usize| u16::try_from(n).unwrap_or(u16::MAX);
-    Frontend {
-        service,
-        slot_base,
-        backends: count(frontend.backends.len()),
-        backends_local: count(frontend.local()),
-        flags: if frontend.affinity_seconds.is_some() { frontend_flag::AFFINITY } else { 0 },
-        kind: kind::BALANCE,
-        pad: 0,
-        affinity_seconds: frontend.affinity_seconds.unwrap_or(0),
-        generation,
     }
 }
 

@@ -70,7 +70,11 @@ fn in_empty_root(binary: &Path, root: &PathBuf) -> Result<String> {
     fs::create_dir_all(root).with_context(|| format!("cannot make {}", root.display()))?;
     fs::copy(binary, root.join("netd")).with_context(|| format!("cannot fill {}", root.display()))?;
     let mut command = cargo::program("unshare");
-    command.args(["--map-root-user", "chroot"]).arg(root).args(["/netd", "--version"]).env_clear();
+    if !setup::is_root()? {
+        command.arg("--map-root-user");
+    }
+    command.arg("chroot").arg(root).args(["/netd", "--version"]);
+    command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
     let said = cargo::capture(&mut command).context("the binary does not run in an empty root folder");
     fs::remove_dir_all(root).with_context(|| format!("cannot remove {}", root.display()))?;
     Ok(said?.trim().to_owned())

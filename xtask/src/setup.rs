@@ -7,8 +7,9 @@
 mod debian;
 mod kernel;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use std::env;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -47,6 +48,8 @@ const TOOLS: [Tool; 6] = [
 
 /// Debian's Rust with its library source, all of one version.
 const TOOLCHAIN_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
+/// The lints of that same version: code that only the BPF target has is linted by nothing else.
+const LINTS_PACKAGE: &str = "rust-web-clippy";
 /// What `bpf-linker` is built against.
 const LLVM_PACKAGES: [&str; 3] = ["llvm-22-dev", "libpolly-22-dev", "libzstd-dev"];
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
@@ -102,16 +105,18 @@ impl Wanted {
                 ok(name, text);
             }
         };
+        // Debian keeps the lints in a package of their own; rustup's toolchains come with them.
+        let mut lints = true;
         match Toolchain::find() {
-            Ok(toolchain) => found(
-                "Rust with its library source",
-                &format!(
-                    "{} {}.{}: compiles the BPF programs",
-                    toolchain.rustc.display(),
-                    toolchain.release.0,
-                    toolchain.release.1
-                ),
-            ),
+            Ok(toolchain) => {
+                let (major, minor) = toolchain.release;
+                let rustc = toolchain.rustc.display();
+                found(
+                    "Rust with its library source",
+                    &format!("{rustc} {major}.{minor}: compiles the BPF programs"),
+                );
+                lints = toolchain.rustc.starts_with("/usr/bin") && debian::all_installed(&TOOLCHAIN_PACKAGES);
+            }
             Err(_) => {
                 wanted.names.push("Rust with its library source");
                 let why = "a Rust with its library source, to compile the BPF programs";
@@ -132,6 +137,14 @@ impl Wanted {
             }
         }
         if purpose == Purpose::Lab {
+            let why = "lints the BPF programs";
+            let driver = Path::new("/usr/bin/clippy-driver");
+            if lints && driver.is_file() {
+                found(LINTS_PACKAGE, &format!("{}: {why}", driver.display()));
+            } else if lints {
+                wanted.names.push(LINTS_PACKAGE);
+                wanted.packages.push((LINTS_PACKAGE, why));
+            }
             for tool in &TOOLS {
                 match locate(tool.probe) {
                     Some(path) => found(tool.package, &format!("{}: {}", path.display(), tool.why)),
@@ -171,6 +184,13 @@ fn locate(program: &str) -> Option<PathBuf> {
 /// A linker whose LLVM was removed is there, but does not run.
 fn runs(linker: &Path) -> bool {
     Command::new(linker).arg("--version").output().is_ok_and(|output| output.status.success())
+}
+
+/// True if this process may install packages, make namespaces and load programs.
+pub(crate) fn is_root() -> Result<bool> {
+    let status = fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
+    let effective = status.lines().find_map(|line| line.strip_prefix("Uid:")?.split_whitespace().nth(1));
+    Ok(effective == Some("0"))
 }
 
 fn ok(name: &str, text: &str) {

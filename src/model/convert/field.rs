@@ -10,6 +10,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
+const FORM: &str = "lower-case letters, digits, '-'";
+
 /// One step into an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Segment {
@@ -176,9 +178,13 @@ pub(super) fn one_per_family(at: &At<'_>, addresses: &[IpAddr]) -> Result<(), Er
 pub(super) fn cluster_name(meta: &ObjectMeta) -> Result<Arc<str>, Error> {
     let metadata = At::Key(&At::Object, "metadata");
     let at = At::Key(&metadata, "name");
-    let name = meta.name.as_deref().unwrap_or_default();
-    check_name(&at, name, 253)?;
-    Ok(name.into())
+    match meta.name.as_deref() {
+        None | Some("") => Err(at.error("missing")),
+        Some(name) if is_subdomain(name) => Ok(name.into()),
+        Some(other) => {
+            Err(at.error(format!("{other:?} is not a name ({FORM}, '.' and at most 253 characters)")))
+        }
+    }
 }
 
 /// `metadata.namespace` and `metadata.name`; a missing namespace is `default`, as for kubectl.
@@ -190,25 +196,27 @@ pub(super) fn namespaced_name(meta: &ObjectMeta) -> Result<ObjectName, Error> {
         None | Some("") => "default",
         Some(namespace) => namespace,
     };
-    check_name(&at, namespace, 63)?;
+    if !is_label(namespace) {
+        return Err(at.error(format!("{namespace:?} is not a name ({FORM} and at most 63 characters)")));
+    }
     Ok(ObjectName { namespace: namespace.into(), name })
 }
 
-/// RFC 1123 subdomain, the form of all names of the six kinds.
-fn check_name(at: &At<'_>, name: &str, longest: usize) -> Result<(), Error> {
-    if name.is_empty() {
-        return Err(at.error("missing"));
-    }
-    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-    let label = |label: &str| {
-        label.bytes().all(|b| inner(b) || b == b'-') && !label.starts_with('-') && !label.ends_with('-')
-    };
-    if name.len() > longest || !name.split('.').all(|part| !part.is_empty() && label(part)) {
-        return Err(at.error(format!(
-            "{name:?} is not a name (lower-case letters, digits, '-' and '.', at most {longest} characters)"
-        )));
-    }
-    Ok(())
+/// Whether a text is an RFC 1123 label, the form of a namespace's name.
+#[must_use]
+pub fn is_label(text: &str) -> bool {
+    text.len() <= 63 && is_part(text)
+}
+
+/// Whether a text is an RFC 1123 subdomain, the form of all other names.
+#[must_use]
+pub fn is_subdomain(text: &str) -> bool {
+    text.len() <= 253 && text.split('.').all(is_part)
+}
+
+fn is_part(text: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    !text.is_empty() && text.bytes().all(inner) && !text.starts_with('-') && !text.ends_with('-')
 }
 
 /// Labels or annotations.

@@ -181,6 +181,27 @@ impl Netlink {
         Ok(routes)
     }
 
+    /// Whether the namespace would deliver packets for an address to itself. The kernel gets there some time after
+    /// it has acknowledged an IPv6 address, even one without duplicate detection (`addrconf_dad_work`).
+    ///
+    /// # Errors
+    /// [`Error`], of the kernel or the connection.
+    pub async fn is_local(&self, address: IpAddr) -> Result<bool, Error> {
+        let to = IpNet::from(address);
+        let mut message = RouteMessage::default();
+        message.header.address_family = family(to);
+        message.header.destination_prefix_length = to.prefix_len();
+        message.attributes.push(RouteAttribute::Destination(address.into()));
+        let operation = format!("find route to {address}");
+        let message = RouteNetlinkMessage::GetRoute(message);
+        match self.get(Request { operation, message, flags: 0 }).await {
+            Ok(Some(RouteNetlinkMessage::NewRoute(route))) => Ok(route.header.kind == RouteType::Local),
+            Ok(_) => Ok(false),
+            Err(error) if error.errno() == Some(libc::ENETUNREACH) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Adds a route.
     ///
     /// # Errors
@@ -224,7 +245,7 @@ fn decode(message: RouteNetlinkMessage) -> Option<KernelRoute> {
             RouteAttribute::Priority(priority) => metric = priority,
             RouteAttribute::Table(id) => table = id,
             RouteAttribute::Oif(index) => oif = Some(index),
-            RouteAttribute::MultiPath(several) => hops = several.into_iter().map(decode_hop).collect(),
+            RouteAttribute::MultiPath(several) => hops = several.iter().map(decode_hop).collect(),
             other => gateway = gateway.or(decode_gateway(&other)),
         }
     }
@@ -257,7 +278,7 @@ fn decode_gateway(attribute: &RouteAttribute) -> Option<IpAddr> {
     }
 }
 
-fn decode_hop(hop: RouteNextHop) -> NextHop {
+fn decode_hop(hop: &RouteNextHop) -> NextHop {
     NextHop {
         gateway: hop.attributes.iter().find_map(decode_gateway),
         ifindex: hop.interface_index,

@@ -205,8 +205,9 @@ pub(super) fn gateway_net() -> IpNet {
     IpNet::V6(ipnet::Ipv6Net::new_assert(GATEWAY_V6, 64))
 }
 
-/// An end that came up before its peer drops what it sends until the link watch has seen the carrier: wait for
-/// that. Asking makes recent kernels do it at once (`linkwatch_sync_dev`).
+/// Two things happen in the kernel after it has acknowledged them, and until then packets are lost: an end that
+/// came up before its peer has no queue until the link watch has seen the carrier (asking makes recent kernels
+/// do it at once, `linkwatch_sync_dev`), and an IPv6 address gets its local route in a work queue.
 async fn ready(
     host: &Netlink,
     end: u32,
@@ -217,8 +218,12 @@ async fn ready(
     let deadline = Instant::now() + READY_WITHIN;
     let operational = |link: Option<Link>| link.is_some_and(|link| link.operational);
     loop {
-        let (end, peer) = future::try_join(host.link(end), inside.link(peer)).await?;
-        if operational(end) && operational(peer) {
+        let links = future::try_join(host.link(end), inside.link(peer));
+        let addresses = future::try_join_all(
+            pod.addresses.iter().filter(|a| a.is_ipv6()).map(|address| inside.is_local(*address)),
+        );
+        let ((end, peer), local) = future::try_join(links, addresses).await?;
+        if operational(end) && operational(peer) && local.into_iter().all(|local| local) {
             return Ok(());
         }
         if Instant::now() >= deadline {

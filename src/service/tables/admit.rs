@@ -1,9 +1,9 @@
 //! Who gets in: the check, before anything is written, that a Service's change fits.
 
-use super::{Change, Tables};
+use super::Tables;
 use crate::model::ObjectName;
 use crate::service::backends::BackendKey;
-use crate::service::plan::PortName;
+use crate::service::plan::{DesiredFrontend, DesiredService, PortName};
 use crate::service::slots::Range;
 use serde::Serialize;
 use std::collections::HashSet;
@@ -106,26 +106,27 @@ fn number(n: usize) -> u32 {
 }
 
 impl Tables {
-    /// Checks that the costly rows of `change` fit, and takes their slot ranges (none for an empty list).
-    pub(super) fn admit(&mut self, change: &Change<'_>) -> Result<Vec<Option<Range>>, Refusal> {
-        let refusal = |reason, waits| Refusal {
-            service: change.service.name.clone(),
-            reason,
-            waits,
-            keeps_rows: false,
-        };
-        if let Some(frontend) = change.costly.iter().find(|f| f.backends.len() > MAX_ENDPOINTS) {
-            let port = change.service.port_name(frontend);
+    /// Checks that these frontends of a Service fit together, and takes their slot ranges (none for an empty
+    /// list).
+    pub(super) fn admit(
+        &mut self,
+        service: &DesiredService,
+        unit: &[&DesiredFrontend],
+    ) -> Result<Vec<Option<Range>>, Refusal> {
+        let refusal =
+            |reason, waits| Refusal { service: service.name.clone(), reason, waits, keeps_rows: false };
+        if let Some(frontend) = unit.iter().find(|f| f.backends.len() > MAX_ENDPOINTS) {
+            let port = service.port_name(frontend);
             return Err(refusal(Reason::Endpoints { port, endpoints: frontend.backends.len() }, false));
         }
-        self.check_frontends(change).map_err(|reason| refusal(reason, false))?;
-        self.check_slots(change).map_err(|reason| refusal(reason, false))?;
-        self.check_backends(change).map_err(|(reason, waits)| refusal(reason, waits))?;
-        self.take_slots(change).map_err(|(reason, waits)| refusal(reason, waits))
+        self.check_frontends(unit).map_err(|reason| refusal(reason, false))?;
+        self.check_slots(unit).map_err(|reason| refusal(reason, false))?;
+        self.check_backends(unit).map_err(|(reason, waits)| refusal(reason, waits))?;
+        self.take_slots(unit).map_err(|(reason, waits)| refusal(reason, waits))
     }
 
-    fn check_frontends(&self, change: &Change<'_>) -> Result<(), Reason> {
-        let new = change.costly.iter().filter(|f| !self.frontends.contains_key(&f.key)).count();
+    fn check_frontends(&self, unit: &[&DesiredFrontend]) -> Result<(), Reason> {
+        let new = unit.iter().filter(|f| !self.frontends.contains_key(&f.key)).count();
         let (used, limit) = (self.frontends.len(), self.limits.frontends);
         if new > 0 && used + new > limit as usize {
             return Err(Reason::Frontends { needed: number(new), used: number(used), limit });
@@ -135,9 +136,9 @@ impl Tables {
 
     /// The state after the change, and room to write the longest list once more. A change that takes no more
     /// than the Service has is not held up by this.
-    fn check_slots(&self, change: &Change<'_>) -> Result<(), Reason> {
+    fn check_slots(&self, unit: &[&DesiredFrontend]) -> Result<(), Reason> {
         let (mut old, mut new, mut longest) = (0_u32, 0_u32, self.slots.longest());
-        for frontend in &change.costly {
+        for frontend in unit {
             let len = number(frontend.backends.len());
             new = new.saturating_add(len);
             longest = longest.max(len);
@@ -152,9 +153,9 @@ impl Tables {
         Ok(())
     }
 
-    fn check_backends(&self, change: &Change<'_>) -> Result<(), (Reason, bool)> {
+    fn check_backends(&self, unit: &[&DesiredFrontend]) -> Result<(), (Reason, bool)> {
         let mut new = HashSet::new();
-        for frontend in &change.costly {
+        for frontend in unit {
             let keys = frontend.backends.iter().map(|backend| BackendKey::new(backend, frontend.key.proto));
             new.extend(keys.filter(|key| !self.backends.knows(key)));
         }
@@ -167,10 +168,10 @@ impl Tables {
         Ok(())
     }
 
-    fn take_slots(&mut self, change: &Change<'_>) -> Result<Vec<Option<Range>>, (Reason, bool)> {
-        let lengths = change.costly.iter().map(|frontend| number(frontend.backends.len()));
+    fn take_slots(&mut self, unit: &[&DesiredFrontend]) -> Result<Vec<Option<Range>>, (Reason, bool)> {
+        let lengths = unit.iter().map(|frontend| number(frontend.backends.len()));
         let (free, held) = (self.slots.available(), self.slots.waiting());
-        let mut taken = Vec::with_capacity(change.costly.len());
+        let mut taken = Vec::with_capacity(unit.len());
         for len in lengths.clone() {
             match if len == 0 { Some(None) } else { self.slots.allocate(len).map(Some) } {
                 Some(range) => taken.push(range),

@@ -317,8 +317,9 @@ fn step(sim: &mut Sim, tables: &mut Tables, desired: &Desired, stop: Option<usiz
     for (key, (service, frontend)) in &new {
         let resolved = sim.resolve(key);
         if short.contains(&service.name) {
-            let kept = before.owners.get(key) != Some(&service.name) || resolved == old.get(key).cloned();
-            assert!(kept || resolved == Some(targets(frontend)), "{key:?} was neither kept nor changed");
+            let kept = before.owners.get(key) == Some(&service.name) && resolved == old.get(key).cloned();
+            let led = kept || resolved.is_none_or(|resolved| resolved == targets(frontend));
+            assert!(led, "{key:?} is neither as it was, nor as it ought to be, nor gone");
             continue;
         }
         assert_eq!(resolved, Some(targets(frontend)));

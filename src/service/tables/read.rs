@@ -112,7 +112,7 @@ impl Tables {
             let range = (wanted.len > 0 && ids.is_some() && claims.claim(wanted)).then_some(wanted);
             let intact = !unsound && range.is_some() == (wanted.len > 0);
             let ids = ids.unwrap_or_default().iter().copied().filter(|id| backends.adopt(*id)).collect();
-            let record = Record { row: *row, ids, range, owner: None, intact, round: 0 };
+            let record = Record { row: *row, ids, range, owner: None, intact, misnumbered: false, round: 0 };
             frontends.insert(*key, record);
         }
         backends.settle(now + quarantine);

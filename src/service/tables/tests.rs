@@ -215,3 +215,138 @@ fn drift_is_told_in_words() {
         ]
     );
 }
+
+/// Rows of a damaged kernel: frontends by Service number with their slots, over backends by id.
+fn damaged(frontends: &[(u8, u32, u16)], slots: &[u32], backends: &[(u32, u8)]) -> (Tables, Instant) {
+    let row = |(n, slot_base, backends): &(u8, u32, u16)| {
+        let row = Frontend {
+            service: (*n).into(),
+            slot_base: *slot_base,
+            backends: *backends,
+            generation: 1,
+            ..Frontend::default()
+        };
+        (service(*n, []).frontends[0].key, row)
+    };
+    let backend = |(id, n): &(u32, u8)| {
+        let row = Backend {
+            addr: addr(10, (*n).into()),
+            port: 8080_u16.to_be(),
+            proto: 6,
+            state: backend_state::ACTIVE,
+            generation: 1,
+        };
+        (*id, row)
+    };
+    let kernel = Kernel {
+        frontends: frontends.iter().map(row).collect(),
+        slots: slots.to_vec(),
+        backends: backends.iter().map(backend).collect(),
+    };
+    let (limits, now) = (Limits { frontends: 8, backends: 8, slots: 16 }, Instant::now());
+    (Tables::read(limits, QUARANTINE, &kernel, now), now)
+}
+
+#[test]
+fn frontends_that_share_slots_are_parted() {
+    let (mut tables, now) = damaged(&[(1, 0, 2), (2, 1, 2)], &[1, 2, 1], &[(1, 1), (2, 2)]);
+    let wanted = desired([service(1, [1, 2]), service(2, [1, 2])]);
+    // What the second one resolves to is not what it has: nothing protects it from the first one's changes.
+    let plan = done(&mut tables, &wanted, now);
+    let key = service(2, []).frontends[0].key;
+    let [Op::SetSlots { base, ids }, Op::SetFrontend { key: written, row }] = &plan.ops[..] else {
+        panic!("{plan:?}")
+    };
+    assert_eq!((ids, *written, row.slot_base), (&vec![1, 2], key, *base));
+    assert!(*base >= 3, "{plan:?}");
+
+    // Also if it happens to hold just what is wanted.
+    let (mut tables, now) = damaged(&[(1, 0, 2), (2, 1, 1)], &[1, 2], &[(1, 1), (2, 2)]);
+    let plan = done(&mut tables, &desired([service(1, [1, 2]), service(2, [2])]), now);
+    assert!(matches!(&plan.ops[0], Op::SetSlots { base: 2.., .. }), "{plan:?}");
+}
+
+#[test]
+fn two_ids_of_one_backend_are_merged() {
+    let (mut tables, now) = damaged(&[(1, 0, 1), (2, 1, 1)], &[3, 5], &[(3, 1), (5, 1)]);
+    let plan = done(&mut tables, &desired([service(1, [1]), service(2, [1])]), now);
+    let [Op::SetSlots { ids, .. }, Op::SetFrontend { row, .. }, Op::SetBackend { id: 5, row: gone }] =
+        &plan.ops[..]
+    else {
+        panic!("{plan:?}")
+    };
+    assert_eq!((&ids[..], row.service, gone.state), (&[3][..], 2, backend_state::TERMINATING));
+    let ops = tables.expire(now + QUARANTINE).ops;
+    assert!(matches!(ops[..], [Op::SetBackend { id: 5, .. }]), "{ops:?}");
+    assert_eq!(done(&mut tables, &desired([service(1, [1]), service(2, [1])]), now + QUARANTINE).ops, []);
+}
+
+/// One Service with two frontends.
+fn both(n: u8, first: &[u32], second: &[u32]) -> DesiredService {
+    let mut both = service(n, first.iter().copied());
+    both.frontends.extend(service(n + 1, second.iter().copied()).frontends);
+    both
+}
+
+#[test]
+fn the_lists_of_one_service_change_one_after_the_other_if_they_must() {
+    let (mut tables, now) = empty(8, 64, 9);
+    assert_eq!(done(&mut tables, &desired([both(1, &[1, 2, 3], &[1, 2, 3])]), now).refused, []);
+    let changed = desired([both(1, &[4, 5, 6], &[4, 5, 6])]);
+    let plan = done(&mut tables, &changed, now);
+    assert_eq!((plan.waiting.len(), plan.refused.len()), (1, 0), "{plan:?}");
+    let plan = done(&mut tables, &changed, now + QUARANTINE);
+    assert_eq!((plan.waiting.len(), plan.refused.len()), (0, 0), "{plan:?}");
+}
+
+#[test]
+fn a_new_service_comes_whole_and_holds_nothing_while_it_waits() {
+    let (mut tables, now) = empty(8, 64, 13);
+    let two = |a, b| [service(1, a), service(2, b)];
+    done(&mut tables, &desired(two([1, 2, 3], [1, 2, 3])), now);
+    // Six slots used, six in quarantine: there is room for the first list of the new Service only.
+    let mut wanted = two([4, 5, 6], [4, 5, 6]).to_vec();
+    wanted.push(both(3, &[4], &[4, 5, 6]));
+    let plan = done(&mut tables, &desired(wanted.clone()), now);
+    assert_eq!((plan.waiting.len(), plan.refused.len()), (1, 0), "{plan:?}");
+    assert!(!plan.waiting[0].keeps_rows);
+    assert_eq!((tables.usages().frontends.used, tables.usages().slots.used), (2, 6));
+    let plan = done(&mut tables, &desired(wanted), now + QUARANTINE);
+    assert_eq!((plan.waiting.len(), plan.refused.len()), (0, 0), "{plan:?}");
+    assert_eq!((tables.usages().frontends.used, tables.usages().slots.used), (4, 10));
+}
+
+#[test]
+fn a_row_that_leads_astray_goes_if_there_is_no_room_to_mend_it() {
+    // Slot 1 names a backend that does not exist, and all other slots were written a moment ago.
+    let slots = [1, 7, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1];
+    let (mut tables, now) = damaged(&[(1, 0, 2)], &slots, &[(1, 1)]);
+    let wanted = desired([service(1, [1, 2])]);
+    let plan = done(&mut tables, &wanted, now);
+    assert_eq!(plan.waiting.len(), 1);
+    assert!(matches!(plan.ops[0], Op::DeleteFrontend { .. }), "{plan:?}");
+    let plan = done(&mut tables, &wanted, now + QUARANTINE);
+    assert_eq!(plan.waiting, []);
+    assert!(plan.ops.iter().any(|op| matches!(op, Op::SetFrontend { .. })), "{plan:?}");
+}
+
+#[test]
+fn two_services_that_find_rows_with_one_number_are_told_apart() {
+    // Both rows were of one Service port when the former agent died.
+    let wanted = desired([service(1, [1]), service(2, [1])]);
+    let (mut tables, now) = empty(8, 8, 16);
+    let mut rows = Vec::new();
+    for op in done(&mut tables, &wanted, now).ops {
+        if let Op::SetFrontend { key, row } = op {
+            rows.push((key, Frontend { service: 9, ..row }));
+        }
+    }
+    let backend = Backend { addr: addr(10, 1), port: 8080_u16.to_be(), proto: 6, state: 1, generation: 1 };
+    let kernel = Kernel { frontends: rows, slots: vec![1, 1], backends: vec![(1, backend)] };
+    let limits = Limits { frontends: 8, backends: 8, slots: 16 };
+    let mut tables = Tables::read(limits, QUARANTINE, &kernel, now);
+    let plan = done(&mut tables, &wanted, now);
+    let [Op::SetFrontend { key, row }] = &plan.ops[..] else { panic!("{plan:?}") };
+    assert_eq!((*key, row.service), (service(2, []).frontends[0].key, 10));
+    assert_eq!(done(&mut tables, &wanted, now).ops, []);
+}

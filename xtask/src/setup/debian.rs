@@ -2,9 +2,9 @@
 
 use anyhow::{Context, Result, bail};
 use std::fs;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use super::say;
+use super::{is_root, say};
 use crate::{cargo, out};
 
 /// Installs packages (each with why), or fails with what to do instead.
@@ -20,7 +20,7 @@ pub(super) fn install(packages: &[(&str, &str)], otherwise: &[String]) -> Result
         bail!("not root; run first:\n  sudo apt-get install --no-install-recommends {}", names.join(" "));
     }
     // A third party's broken list must not keep us from Debian's own packages: the installation decides.
-    if let Err(error) = cargo::run(apt().args(["update"])) {
+    if let Err(error) = quietly(apt().arg("update")) {
         say("warn", "apt-get update", &format!("{error:#}"));
     }
     let unknown: Vec<&str> = names.iter().copied().filter(|name| !is_offered(name)).collect();
@@ -32,13 +32,22 @@ pub(super) fn install(packages: &[(&str, &str)], otherwise: &[String]) -> Result
         );
     }
     let install = || {
-        cargo::run(apt().args(["install", "--yes", "--no-install-recommends"]).args(&names))
-            .context("step setup: installing packages")
+        quietly(apt().args(["install", "--yes", "--no-install-recommends"]).args(&names))
+            .context("cannot install packages")
     };
     install().or_else(|error| {
-        out::line(&format!("{error:#}; once more"));
+        out::line(&format!("{error:#}\nonce more:"));
+        // An installation that was cut short earlier keeps apt from any other.
+        quietly(Command::new("dpkg").args(["--configure", "-a"])).context("cannot repair dpkg")?;
         install()
     })
+}
+
+/// Runs a command whose output is shown only if it fails: a reader of ours that goes away must not end dpkg
+/// halfway.
+fn quietly(command: &mut Command) -> Result<()> {
+    out::line(&format!("$ {}", cargo::shown(command)));
+    cargo::capture(command.stdin(Stdio::null())).map(drop)
 }
 
 /// True if dpkg has them all.
@@ -77,11 +86,4 @@ fn is_debian() -> bool {
             value.trim_matches('"').split(' ').any(|id| id == "debian" || id == "ubuntu")
         })
     })
-}
-
-/// True if this process may install packages, make namespaces and load programs.
-pub(super) fn is_root() -> Result<bool> {
-    let status = fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
-    let effective = status.lines().find_map(|line| line.strip_prefix("Uid:")?.split_whitespace().nth(1));
-    Ok(effective == Some("0"))
 }

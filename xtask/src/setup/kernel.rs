@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use std::fs;
 use std::path::Path;
 
-use super::{debian, ok, say};
+use super::{is_root, ok, say};
 use crate::cargo;
 
 /// The oldest kernel whose BPF the programs are written for.
@@ -20,7 +20,7 @@ pub(super) fn check() -> Result<()> {
             say("FAIL", name, &text);
         }
     };
-    let root = debian::is_root()?;
+    let root = is_root()?;
     judge("kernel version", release());
     judge(
         "BPF system call",

@@ -1,0 +1,115 @@
+//! The agent's own metrics: read from where they are when Prometheus asks.
+
+use super::drops::{reason_name, stage_name};
+use super::state::State;
+use crate::reconcile::services::ServiceMetrics;
+use crate::telemetry::metrics::Metrics;
+use netd_bpf::event::{Count, reason};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::MetricType;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Weak};
+
+/// Registers everything of the agent.
+pub(super) fn build(state: &Arc<State>, services: &ServiceMetrics) -> Metrics {
+    let mut metrics = Metrics::new();
+    services.register(metrics.module("services"));
+    metrics.module("").register_collector(Box::new(Agent(Arc::downgrade(state))));
+    metrics
+}
+
+/// A weak reference: the registry must not keep the agent alive.
+#[derive(Debug)]
+struct Agent(Weak<State>);
+
+#[derive(Debug, EncodeLabelSet)]
+struct DropLabels {
+    stage: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Debug, EncodeLabelSet)]
+struct Named {
+    name: &'static str,
+}
+
+#[derive(Debug, EncodeLabelSet)]
+struct Path {
+    path: &'static str,
+}
+
+#[derive(Debug, EncodeLabelSet)]
+struct Range {
+    range: String,
+    state: &'static str,
+}
+
+impl Collector for Agent {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let Some(state) = self.0.upgrade() else { return Ok(()) };
+        let ready = ConstGauge::new(i64::from(state.readiness.is_ready()));
+        ready.encode(encoder.encode_descriptor("ready", "1 when nothing is pending", None, MetricType::Gauge)?)?;
+        let pods = i64::try_from(state.cni.state().entries().count()).unwrap_or(i64::MAX);
+        ConstGauge::new(pods).encode(encoder.encode_descriptor(
+            "pods",
+            "Attachments in the ledger",
+            None,
+            MetricType::Gauge,
+        )?)?;
+        drops(&state, &mut encoder)?;
+        paths(&state, &mut encoder)?;
+        let mut restarts =
+            encoder.encode_descriptor("task_restarts", "Times a task was started again", None, MetricType::Counter)?;
+        for (name, task) in state.tasks.states() {
+            ConstCounter::new(task.restarts).encode(restarts.encode_family(&Named { name })?)?;
+        }
+        let mut addresses =
+            encoder.encode_descriptor("addresses", "Addresses of the ranges by state", None, MetricType::Gauge)?;
+        for usage in state.cni.usage() {
+            for (label, count) in [("used", usage.used), ("cooling", usage.cooling)] {
+                let labels = Range { range: usage.range.to_string(), state: label };
+                let count = i64::try_from(count).unwrap_or(i64::MAX);
+                ConstGauge::new(count).encode(addresses.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Summed over pods, Services and rules: those are in the events, not in labels without bound. Every reason
+/// is there from the start, so that an alert on its rate sees the first drop.
+fn drops(state: &State, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let mut sums: BTreeMap<(u8, u8), u64> = BTreeMap::new();
+    for (key, Count { packets, .. }) in state.datapath.drop_counts().unwrap_or_default() {
+        *sums.entry((key.stage, key.reason)).or_default() += packets;
+    }
+    for (number, _, _) in reason::ALL {
+        sums.entry((netd_bpf::event::stage::POD_EGRESS, *number)).or_default();
+    }
+    let mut family =
+        encoder.encode_descriptor("drops", "Packets dropped by the datapath", None, MetricType::Counter)?;
+    for ((stage, reason), packets) in sums {
+        let labels = DropLabels { stage: stage_name(stage), reason: reason_name(reason).0 };
+        ConstCounter::new(packets).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+fn paths(state: &State, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let counts = state.datapath.path_counts().unwrap_or_default();
+    let mut family =
+        encoder.encode_descriptor("packets", "Packets by the way they left", None, MetricType::Counter)?;
+    for (path, count) in &counts {
+        ConstCounter::new(count.packets).encode(family.encode_family(&Path { path })?)?;
+    }
+    let mut family =
+        encoder.encode_descriptor("bytes", "Bytes by the way they left", None, MetricType::Counter)?;
+    for (path, count) in &counts {
+        ConstCounter::new(count.bytes).encode(family.encode_family(&Path { path })?)?;
+    }
+    Ok(())
+}

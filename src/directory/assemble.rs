@@ -1,0 +1,190 @@
+//! The files in force and the agents' reports into one model. Pure.
+//!
+//! A folder has no kubelet and no scheduler, so some of a pod's state is put together here:
+//! - Addresses are those that the pod's agent reported; without a report, those in the pod's own `status`; a
+//!   pod with `hostNetwork` has the first InternalIP per family of its Node.
+//! - The node is the reporting one. If `spec.nodeName` names another, the report is of an earlier life of the
+//!   pod, or somebody attached it where it does not belong: it is told and ignored.
+//! - A pod is ready once it has an address, unless its `status.conditions` say otherwise: that is how a user
+//!   takes a pod out of service.
+
+use super::document::{Entry, Object};
+use super::status::PodStatus;
+use crate::model::report::{Problem, Severity};
+use crate::model::{Family, Model, Node, ObjectName, Pod};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A report and the file it is in.
+pub(super) type Reports<'r> = BTreeMap<ObjectName, (&'r Path, &'r PodStatus)>;
+
+/// Puts the model together; the problems are reports that were not used.
+pub(super) fn assemble<'e>(
+    entries: impl Iterator<Item = &'e Entry>,
+    mut reports: Reports<'_>,
+) -> (Model, Vec<Problem>) {
+    let mut model = Model::default();
+    let mut problems = Vec::new();
+    let mut pods: Vec<(&Arc<Pod>, Option<bool>)> = Vec::new();
+    for entry in entries {
+        match &entry.object {
+            Object::Node(node) => {
+                model.nodes.insert(Arc::clone(&node.name), Arc::clone(node));
+            }
+            Object::Namespace(namespace) => {
+                model.namespaces.insert(Arc::clone(&namespace.name), Arc::clone(namespace));
+            }
+            Object::Pod(pod, ready) => pods.push((pod, *ready)),
+            Object::Service(service) => {
+                model.services.insert(service.name.clone(), Arc::clone(service));
+            }
+            Object::EndpointSlice(slice) => {
+                model.slices.insert(slice.name.clone(), Arc::clone(slice));
+            }
+            Object::NetworkPolicy(policy) => {
+                model.policies.insert(policy.name.clone(), Arc::clone(policy));
+            }
+        }
+    }
+    for (pod, ready) in pods {
+        let report = reports.remove(&pod.name).and_then(|(path, report)| {
+            usable(pod, report)
+                .map_err(|message| problems.push(problem(path, Some(&pod.name), message)))
+                .ok()
+                .map(|()| report)
+        });
+        let pod = complete(pod, ready, report, &model.nodes);
+        model.pods.insert(pod.name.clone(), pod);
+    }
+    for (name, (path, _)) in reports {
+        problems.push(problem(path, Some(&name), "ignored: the folder has no such Pod".to_owned()));
+    }
+    (model, problems)
+}
+
+fn usable(pod: &Pod, report: &PodStatus) -> Result<(), String> {
+    match &pod.node {
+        Some(node) if **node != *report.node => {
+            Err(format!("ignored: reported by node {}, but the Pod's spec.nodeName is {node}", report.node))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn complete(
+    pod: &Arc<Pod>,
+    ready: Option<bool>,
+    report: Option<&PodStatus>,
+    nodes: &BTreeMap<Arc<str>, Arc<Node>>,
+) -> Arc<Pod> {
+    let host_ips = || {
+        let node = pod.node.as_ref().filter(|_| pod.host_network && pod.ips.is_empty())?;
+        Some(first_per_family(&nodes.get(node)?.internal_ips))
+    };
+    let ips = match report {
+        Some(report) => report.addresses.clone(),
+        None => host_ips().unwrap_or_else(|| pod.ips.clone()),
+    };
+    let node = report.map(|report| Arc::from(report.node.as_str())).or_else(|| pod.node.clone());
+    let ready = ready.unwrap_or(!ips.is_empty());
+    if pod.ips == ips && pod.node == node && pod.ready == ready {
+        return Arc::clone(pod);
+    }
+    Arc::new(Pod { ips, node, ready, ..Pod::clone(pod) })
+}
+
+fn first_per_family(addresses: &[IpAddr]) -> Vec<IpAddr> {
+    [Family::V4, Family::V6]
+        .into_iter()
+        .filter_map(|family| addresses.iter().find(|address| Family::of(**address) == family).copied())
+        .collect()
+}
+
+/// Something about a report.
+pub(super) fn problem(path: &Path, pod: Option<&ObjectName>, message: String) -> Problem {
+    Problem {
+        path: PathBuf::from(path),
+        line: None,
+        column: None,
+        severity: Severity::Warning,
+        object: pod.map(|pod| format!("Pod {pod}")),
+        message,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::document::{Format, parse};
+    use super::*;
+
+    fn pods(text: &str, reports: &[PodStatus]) -> (Model, Vec<String>) {
+        let parsed = parse(Path::new("a"), text.as_bytes(), Format::Yaml);
+        let content = parsed.content.unwrap_or_else(|| panic!("{:?}", parsed.problems));
+        let path = Path::new("s");
+        let reports = reports.iter().map(|report| (report.pod(), (path, report))).collect();
+        let (model, problems) = assemble(content.iter(), reports);
+        (model, problems.iter().map(ToString::to_string).collect())
+    }
+
+    fn report(name: &str, node: &str, ip: &str) -> PodStatus {
+        PodStatus::new(&ObjectName::new("default", name), node, "c", vec![ip.parse().unwrap()])
+    }
+
+    fn show(model: &Model, name: &str) -> (Vec<String>, Option<String>, bool) {
+        let pod = &model.pods[&ObjectName::new("default", name)];
+        (pod.ips.iter().map(ToString::to_string).collect(), pod.node.as_deref().map(str::to_owned), pod.ready)
+    }
+
+    fn pod(name: &str, rest: &str) -> String {
+        format!("---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\n{rest}\n")
+    }
+
+    #[test]
+    fn a_report_gives_addresses_node_and_readiness() {
+        let text = pod("a", "") + &pod("b", "") + &pod("c", "spec: {nodeName: n1}");
+        let (model, problems) = pods(&text, &[report("a", "n1", "10.0.0.1"), report("c", "n1", "10.0.0.3")]);
+        assert_eq!(problems, Vec::<String>::new());
+        assert_eq!(show(&model, "a"), (vec!["10.0.0.1".to_owned()], Some("n1".to_owned()), true));
+        assert_eq!(show(&model, "b"), (vec![], None, false));
+        assert_eq!(show(&model, "c"), (vec!["10.0.0.3".to_owned()], Some("n1".to_owned()), true));
+    }
+
+    #[test]
+    fn a_report_from_another_node_and_one_of_no_pod_are_ignored() {
+        let text = pod("a", "spec: {nodeName: n2}");
+        let (model, problems) = pods(&text, &[report("a", "n1", "10.0.0.1"), report("x", "n1", "10.0.0.2")]);
+        assert_eq!(show(&model, "a"), (vec![], Some("n2".to_owned()), false));
+        assert_eq!(
+            problems,
+            [
+                "s: Pod default/a: ignored: reported by node n1, but the Pod's spec.nodeName is n2",
+                "s: Pod default/x: ignored: the folder has no such Pod",
+            ]
+        );
+        assert_eq!(model.pods.len(), 1);
+    }
+
+    #[test]
+    fn a_condition_of_the_user_decides_readiness() {
+        let text = pod("a", "status: {conditions: [{type: Ready, status: 'False'}]}");
+        let (model, _) = pods(&text, &[report("a", "n1", "10.0.0.1")]);
+        assert_eq!(show(&model, "a"), (vec!["10.0.0.1".to_owned()], Some("n1".to_owned()), false));
+    }
+
+    #[test]
+    fn a_pod_without_a_report_has_its_own_addresses_or_its_nodes() {
+        let text = pod("a", "status: {podIP: 10.0.0.7}")
+            + &pod("h", "spec: {hostNetwork: true, nodeName: n1}")
+            + "---\napiVersion: v1\nkind: Node\nmetadata: {name: n1}\nstatus:\n  addresses:\n\
+               \x20 - {type: InternalIP, address: 'fd00::1'}\n  - {type: InternalIP, address: 192.0.2.1}\n\
+               \x20 - {type: InternalIP, address: 192.0.2.2}\n";
+        let (model, _) = pods(&text, &[]);
+        assert_eq!(show(&model, "a"), (vec!["10.0.0.7".to_owned()], None, true));
+        assert_eq!(
+            show(&model, "h"),
+            (vec!["192.0.2.1".to_owned(), "fd00::1".to_owned()], Some("n1".to_owned()), true)
+        );
+    }
+}

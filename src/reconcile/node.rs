@@ -1,0 +1,221 @@
+//! This node's place in the network: forwarding, the uplinks' program, routes to the other nodes.
+//!
+//! One task, the only one that writes routes and attaches uplinks. It acts on a new snapshot, on a new
+//! configuration, and every [`AUDIT`] to see uplinks that came or went and to mend what others broke. Each
+//! round works from what the kernel says, so that aborting it anywhere is safe.
+
+use crate::datapath::Datapath;
+use crate::config::Config;
+use crate::net::host::{self, Uplink};
+use crate::net::netlink::Netlink;
+use crate::net::plan::{self, Unreachable};
+use crate::net::routes::{Owner, Report, RouteWriter};
+use crate::store::Snapshot;
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// Time between two looks at the kernel when nothing else happens.
+pub const AUDIT: Duration = Duration::from_secs(30);
+
+/// State after the last round.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct NodeStatus {
+    /// The routes of a synced snapshot were written at least once.
+    pub routed: bool,
+    /// Uplinks by name, with how the program is attached, or why it is not.
+    pub uplinks: BTreeMap<String, String>,
+    /// Routes to other nodes' pods, as the kernel has them.
+    pub routes: Vec<String>,
+    /// podCIDRs of other nodes without a route of ours, and why.
+    pub unreachable: Vec<String>,
+    /// Wanted routes that are another's, and those the kernel refused.
+    pub problems: Vec<String>,
+    /// Why the last round failed, if it did.
+    pub error: Option<String>,
+}
+
+impl NodeStatus {
+    /// True if everything wanted is there.
+    #[must_use]
+    pub fn is_well(&self) -> bool {
+        self.routed && self.error.is_none() && self.problems.is_empty()
+    }
+}
+
+/// Why a round failed; the next one tries again.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The uplinks cannot be found or set up.
+    #[error("the node's uplinks")]
+    Host(#[from] host::Error),
+    /// The routes cannot be read or written.
+    #[error("the routes to other nodes")]
+    Routes(#[from] crate::net::netlink::Error),
+}
+
+/// The task's state.
+#[derive(Debug)]
+pub struct Reconciler {
+    node: String,
+    netlink: Netlink,
+    datapath: Arc<Datapath>,
+    writer: RouteWriter,
+    attached: BTreeMap<String, (u32, String)>,
+    told: BTreeSet<String>,
+    status: watch::Sender<Arc<NodeStatus>>,
+}
+
+impl Reconciler {
+    /// For the node of that name; the state is sent to `status`.
+    #[must_use]
+    pub fn new(
+        node: String,
+        netlink: Netlink,
+        datapath: Arc<Datapath>,
+        status: watch::Sender<Arc<NodeStatus>>,
+    ) -> Self {
+        let writer = RouteWriter::new(netlink.clone(), &[Owner::Nodes]);
+        Self { node, netlink, datapath, writer, attached: BTreeMap::new(), told: BTreeSet::new(), status }
+    }
+
+    /// Runs until cancelled. What is attached and routed stays.
+    pub async fn run(
+        mut self,
+        mut snapshots: watch::Receiver<Arc<Snapshot>>,
+        mut settings: watch::Receiver<Arc<Config>>,
+        cancel: CancellationToken,
+    ) {
+        let mut audit = tokio::time::interval(AUDIT);
+        audit.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => return,
+                changed = snapshots.changed() => if changed.is_err() { return },
+                changed = settings.changed() => if changed.is_err() { return },
+                _ = audit.tick() => {}
+            }
+            let snapshot = Arc::clone(&snapshots.borrow_and_update());
+            let config = Arc::clone(&settings.borrow_and_update());
+            let mut status = NodeStatus { routed: self.status.borrow().routed, ..NodeStatus::default() };
+            match self.round(&snapshot, &config, &mut status).await {
+                Ok(()) => status.routed |= snapshot.synced,
+                Err(error) => {
+                    let text = crate::telemetry::chain(&error);
+                    tracing::warn!(target: "netd::node", "{text}; tried again within {AUDIT:?}");
+                    status.error = Some(text);
+                }
+            }
+            self.status.send_replace(Arc::new(status));
+        }
+    }
+
+    async fn round(
+        &mut self,
+        snapshot: &Snapshot,
+        config: &Config,
+        status: &mut NodeStatus,
+    ) -> Result<(), Error> {
+        let uplinks = host::uplinks(&self.netlink, &config.net).await?;
+        for change in host::enable_forwarding(&self.netlink, &uplinks).await? {
+            tracing::info!(target: "netd::node", "{change}");
+        }
+        self.attach(&uplinks, status).await;
+        // Before the source has spoken nothing is known of other nodes, and nothing of ours is removed.
+        if !snapshot.synced {
+            return Ok(());
+        }
+        let plan = if config.net.node_routes {
+            plan::node_routes(
+                &snapshot.model,
+                &self.node,
+                &host::link_addresses(&uplinks),
+                &config.ipam.pod_cidrs,
+            )
+        } else {
+            plan::NodeRoutes::default()
+        };
+        self.tell_faults(&plan.unreachable);
+        status.unreachable = plan.unreachable.iter().map(ToString::to_string).collect();
+        status.routes = plan.routes.iter().map(ToString::to_string).collect();
+        self.writer.state(Owner::Nodes, plan.routes);
+        let report = self.writer.apply().await?;
+        tell(&report);
+        status.problems = report.conflicts.iter().map(ToString::to_string).collect();
+        status.problems.extend(
+            report.failed.iter().map(|(prefix, error)| format!("{prefix}: {}", crate::telemetry::chain(error))),
+        );
+        Ok(())
+    }
+
+    /// Attaches what is not attached yet, lets go of what is an uplink no longer.
+    async fn attach(&mut self, uplinks: &[Uplink], status: &mut NodeStatus) {
+        for uplink in uplinks {
+            let known = self.attached.get(&uplink.name);
+            if known.is_none_or(|(ifindex, _)| *ifindex != uplink.ifindex) {
+                let (datapath, name) = (Arc::clone(&self.datapath), uplink.name.clone());
+                let done = tokio::task::spawn_blocking(move || datapath.attach_uplink(&name)).await;
+                match done {
+                    Ok(Ok(hook)) => {
+                        tracing::info!(target: "netd::node", "uplink {}: attached by {hook:?}", uplink.name);
+                        self.attached.insert(uplink.name.clone(), (uplink.ifindex, format!("{hook:?}")));
+                    }
+                    Ok(Err(error)) => {
+                        let text = crate::telemetry::chain(&error);
+                        status.problems.push(text.clone());
+                        status.uplinks.insert(uplink.name.clone(), text);
+                    }
+                    Err(error) => status.problems.push(error.to_string()),
+                }
+            }
+            if let Some((_, how)) = self.attached.get(&uplink.name) {
+                status.uplinks.insert(uplink.name.clone(), how.clone());
+            }
+        }
+        let names: BTreeSet<&str> = uplinks.iter().map(|uplink| uplink.name.as_str()).collect();
+        let pinned = self.datapath.pinned_uplinks().into_iter();
+        let gone: BTreeSet<String> = pinned
+            .chain(self.attached.keys().cloned())
+            .filter(|name| !names.contains(name.as_str()))
+            .collect();
+        for name in gone {
+            let datapath = Arc::clone(&self.datapath);
+            let doomed = name.clone();
+            let done = tokio::task::spawn_blocking(move || datapath.detach_uplink(&doomed)).await;
+            tracing::info!(target: "netd::node", "{name} is an uplink no longer");
+            if let Ok(Err(error)) = done {
+                tracing::warn!(target: "netd::node", "{}", crate::telemetry::chain(&error));
+            }
+            self.attached.remove(&name);
+        }
+    }
+
+    /// Logs each fault in the Nodes once, and again when it comes back.
+    fn tell_faults(&mut self, unreachable: &[Unreachable]) {
+        let faults = unreachable.iter().filter(|one| one.reason.is_fault()).map(ToString::to_string);
+        let faults: BTreeSet<String> = faults.collect();
+        for fault in faults.difference(&self.told) {
+            tracing::warn!(target: "netd::node", "not routed: {fault}");
+        }
+        self.told = faults;
+    }
+}
+
+fn tell(report: &Report) {
+    for route in &report.added {
+        tracing::info!(target: "netd::node", "route {route}: added");
+    }
+    for route in &report.replaced {
+        tracing::info!(target: "netd::node", "route {route}: next hop changed");
+    }
+    for prefix in &report.removed {
+        tracing::info!(target: "netd::node", "route {prefix}: removed");
+    }
+    for (prefix, error) in &report.failed {
+        tracing::warn!(target: "netd::node", "route {prefix}: {}", crate::telemetry::chain(error));
+    }
+}
