@@ -244,7 +244,8 @@ impl<'lab> Node<'lab> {
         self.ready()
     }
 
-    /// Waits until `/readyz` says so.
+    /// Waits until `/readyz` says so and the runtime finds a network, which the agent installs when it is
+    /// ready.
     ///
     /// # Errors
     /// As [`Node::start`].
@@ -257,6 +258,7 @@ impl<'lab> Node<'lab> {
             }
             let response = self.api("/readyz")?;
             if response.status == 200 {
+                self.runtime.network()?;
                 return Ok(Some(Ok(())));
             }
             last = format!("{}: {}", response.status, response.body.trim());
