@@ -1,0 +1,58 @@
+//! A packet with another pod's source address.
+
+use super::Pods;
+use crate::report::Report;
+use anyhow::{Context as _, Result, ensure};
+use netd_integration::node::{Node, Server};
+use netd_integration::site::Site;
+use netd_integration::traffic::{self, Frames};
+use netd_integration::wait;
+use std::net::SocketAddr;
+
+pub(crate) fn show(site: &Site<'_>, pods: &Pods, report: &mut Report) -> Result<()> {
+    report.section("A packet from a1 that claims to be from a2");
+    let (a1, a2, c1) = (pods.get("a1")?, pods.get("a2")?, pods.get("c1")?);
+    for v6 in [false, true] {
+        let asked = format!("UDP {} -> {}", a2.pod.address(v6)?, c1.pod.address(v6)?);
+        report.check(&asked, spoof(site.node("a")?, a1, a2, c1, v6));
+    }
+    Ok(())
+}
+
+fn spoof(node: &Node<'_>, from: &Server, claimed: &Server, to: &Server, v6: bool) -> Result<String> {
+    let labels = [("reason", "spoofed_source"), ("stage", "pod_egress")];
+    let before = node.metric("netd_drops_total", &labels)?;
+    let pod = Frames::open(from.netns(), "eth0")?;
+    let mut target = Frames::open(to.netns(), "eth0")?;
+    // What the pod itself would send to: its gateway.
+    let gateway = traffic::gateway_mac(from.netns(), v6)?;
+    let destination = to.at(v6)?;
+    let send = |source: &Server, mark: &str| {
+        let source = SocketAddr::new(source.pod.address(v6)?, 4000);
+        pod.send(&traffic::udp_frame((pod.mac(), gateway), source, destination, mark.as_bytes())?)
+    };
+    let (forged, honest) = (format!("forged {v6}"), format!("honest {v6}"));
+    send(claimed, &forged)?;
+    // The honest one, sent after it, must arrive; then the forged one would have.
+    send(from, &honest)?;
+    let mut forged_seen = false;
+    wait::holds("the honest packet to arrive", || {
+        let seen = target.seen_any(&[forged.as_bytes(), honest.as_bytes()])?;
+        forged_seen |= seen.first() == Some(&true);
+        Ok(seen.get(1) == Some(&true))
+    })?;
+    ensure!(!forged_seen, "it arrived at {}", to.pod.name);
+
+    let event = wait::until("the drop in /v1/drops", || {
+        let drops = node.api_json("/v1/drops")?;
+        let list = drops.as_array().context("/v1/drops is no list")?;
+        let source = claimed.pod.address(v6)?.to_string();
+        let ours = |drop: &&serde_json::Value| {
+            drop.get("reason").is_some_and(|r| r == "spoofed_source")
+                && drop.get("source").is_some_and(|s| *s == *source)
+        };
+        Ok(list.iter().find(ours).cloned())
+    })?;
+    wait::holds("the metric to count it", || Ok(node.metric("netd_drops_total", &labels)? > before))?;
+    Ok(format!("dropped, the honest one after it arrived; /v1/drops: {event}"))
+}

@@ -1,0 +1,177 @@
+//! One lab: namespaces, links, processes and folders of one test, all under one folder and one value.
+//!
+//! Owns `/tmp/nd<pid>-<n>/`: `netns/<name>` (bind mounts of network namespaces), `bpf/` (a bpffs of its
+//! own), and whatever nodes put there. Every process of a lab runs in one of its namespaces, so the folder
+//! is all that is needed to find and remove everything ([`sweep`]). That is done by [`Drop`], also while a
+//! panic unwinds; and by a reaper, a second process that sweeps when the pipe to this one breaks, whatever
+//! broke it: SIGKILL, Ctrl-C, `process::exit`.
+
+mod netns;
+mod objects;
+mod process;
+mod reaper;
+mod sweep;
+mod wire;
+
+pub use netns::Namespace;
+pub use objects::{Pinned, pinned};
+pub use process::{Process, tail};
+pub use reaper::reap;
+pub use sweep::{leftovers, sweep};
+pub use wire::Segment;
+
+use anyhow::{Context as _, Result, bail};
+use nix::mount::MsFlags;
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Numbers the labs of this process.
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// Set to keep a failed lab standing until Enter is pressed.
+const HOLD: &str = "NETD_LAB_HOLD";
+
+/// Everything one test made. See the module.
+#[derive(Debug)]
+pub struct Lab {
+    dir: PathBuf,
+    reaper: Option<reaper::Reaper>,
+}
+
+impl Lab {
+    /// A new, empty lab.
+    ///
+    /// # Errors
+    /// Not root, or the kernel refuses a mount.
+    pub fn new() -> Result<Self> {
+        if !nix::unistd::Uid::effective().is_root() {
+            bail!("the lab makes network namespaces and loads eBPF: run it as root");
+        }
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        let dir = PathBuf::from(format!("/tmp/nd{}-{n}", std::process::id()));
+        // A reaper that was itself killed may have left the folder of an earlier process of the same id.
+        sweep(&dir)?;
+        let reaper = Some(reaper::Reaper::start(&dir)?);
+        // From here on Drop cleans up.
+        let lab = Self { dir, reaper };
+        for folder in ["netns", "bpf"] {
+            let path = lab.dir.join(folder);
+            fs::create_dir_all(&path).with_context(|| format!("creating {}", path.display()))?;
+        }
+        let none: Option<&str> = None;
+        nix::mount::mount(none, &lab.bpffs(), Some("bpf"), MsFlags::empty(), none)
+            .with_context(|| format!("mounting a bpffs on {}", lab.bpffs().display()))?;
+        Ok(lab)
+    }
+
+    /// Runs a test in a lab of its own. If it fails, shows the ends of all logs; if it passes, demands that
+    /// nothing of the lab is left.
+    ///
+    /// # Errors
+    /// The test's, or what was left over.
+    pub fn run(test: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
+        let lab = Self::new()?;
+        match test(&lab) {
+            Ok(()) => lab.tear_down(),
+            Err(error) => {
+                lab.show_logs();
+                lab.hold();
+                Err(error)
+            }
+        }
+    }
+
+    /// The lab's folder.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The lab's own bpffs.
+    #[must_use]
+    pub fn bpffs(&self) -> PathBuf {
+        self.dir.join("bpf")
+    }
+
+    /// A new network namespace with its loopback up.
+    ///
+    /// # Errors
+    /// The name is taken, or the kernel refuses.
+    pub fn namespace(&self, name: &str) -> Result<Namespace> {
+        Namespace::create(&self.dir.join("netns"), name)
+    }
+
+    /// A new layer-2 segment: a namespace with nothing but a bridge.
+    ///
+    /// # Errors
+    /// The name is taken, or the kernel refuses.
+    pub fn segment(&self, name: &str) -> Result<Segment> {
+        Segment::create(self.namespace(name)?)
+    }
+
+    /// Removes everything.
+    ///
+    /// # Errors
+    /// Names what could not be removed.
+    pub fn tear_down(mut self) -> Result<()> {
+        self.clean()
+    }
+
+    fn clean(&mut self) -> Result<()> {
+        let Some(reaper) = self.reaper.take() else { return Ok(()) };
+        let swept = sweep(&self.dir);
+        reaper.dismiss();
+        swept?;
+        match leftovers(&self.dir)?.as_slice() {
+            [] => Ok(()),
+            left => bail!("the lab {} left behind: {}", self.dir.display(), left.join(", ")),
+        }
+    }
+
+    /// Writes the end of every `*.log` of the lab to stderr.
+    pub fn show_logs(&self) {
+        let mut text = String::new();
+        let mut folders = vec![self.dir.clone()];
+        while let Some(folder) = folders.pop() {
+            let Ok(entries) = fs::read_dir(&folder) else { continue };
+            for entry in entries.flatten() {
+                let path = entry.path();
+                let name = entry.file_name();
+                if entry.file_type().is_ok_and(|t| t.is_dir()) && name != "netns" && name != "bpf" {
+                    folders.push(path);
+                } else if path.extension().is_some_and(|e| e == "log") {
+                    text += &format!("---- end of {}\n{}\n", path.display(), tail(&path, 60));
+                }
+            }
+        }
+        // Nobody is left to tell if stderr is gone.
+        drop(std::io::stderr().write_all(text.as_bytes()));
+    }
+
+    /// With `NETD_LAB_HOLD` set, keeps a failed lab standing for a look inside.
+    fn hold(&self) {
+        if std::env::var_os(HOLD).is_none() {
+            return;
+        }
+        let text = format!(
+            "{HOLD}: {0} stands until Enter; enter a node by: nsenter --net={0}/netns/NAME\n",
+            self.dir.display()
+        );
+        drop(std::io::stderr().write_all(text.as_bytes()));
+        drop(std::io::stdin().read_line(&mut String::new()));
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.show_logs();
+            self.hold();
+        }
+        if let Err(error) = self.clean() {
+            drop(writeln!(std::io::stderr(), "{error:#}"));
+        }
+    }
+}

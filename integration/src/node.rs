@@ -1,0 +1,406 @@
+//! A node: a network namespace, the real agent started by its real command line, and its pods.
+//!
+//! Each node has a folder of its own (`node-NAME/`) with the agent's config, run and state folders, CNI
+//! folders and log. All nodes share the lab's folder of state and have sub-folders of its bpffs.
+
+mod api;
+mod config;
+
+pub use api::Response;
+pub use config::Config;
+
+use crate::cni::{self, Attachment, Runtime};
+use crate::lab::{Lab, Namespace, Process, tail};
+use crate::state::State;
+use crate::traffic::Echo;
+use crate::{binary, wait};
+use anyhow::{Context as _, Result, anyhow, bail};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use std::ffi::OsStr;
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Where servers in pods listen.
+pub const PORT: u16 = 8080;
+
+/// How long an agent may take until it is ready, on a busy machine with a debug build.
+const READY: Duration = Duration::from_secs(30);
+
+/// A node of the lab.
+#[derive(Debug)]
+pub struct Node<'lab> {
+    lab: &'lab Lab,
+    name: String,
+    namespace: Namespace,
+    dir: PathBuf,
+    config: Mutex<Config>,
+    agent: Mutex<Option<Process>>,
+    runtime: Runtime,
+    sandboxes: AtomicU32,
+}
+
+/// A pod of a node.
+#[derive(Clone, Debug)]
+pub struct Pod {
+    /// Its name; its namespace is `default`.
+    pub name: String,
+    /// Its node's name.
+    pub node: String,
+    /// Its network namespace.
+    pub netns: Namespace,
+    /// What the runtime knows of it.
+    pub attachment: Attachment,
+    /// The result of ADD.
+    pub result: Value,
+    /// The addresses it got.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// A pod that answers at [`PORT`] by TCP and UDP.
+#[derive(Debug)]
+pub struct Server {
+    /// The pod.
+    pub pod: Pod,
+    /// What serves in it.
+    pub echo: Echo,
+}
+
+impl Server {
+    /// Where it serves.
+    ///
+    /// # Errors
+    /// It has no address of this family.
+    pub fn at(&self, v6: bool) -> Result<SocketAddr> {
+        Ok(SocketAddr::new(self.pod.address(v6)?, PORT))
+    }
+
+    /// Its pod's network namespace.
+    #[must_use]
+    pub fn netns(&self) -> &Namespace {
+        &self.pod.netns
+    }
+}
+
+impl Pod {
+    /// Its address of one family.
+    ///
+    /// # Errors
+    /// It has none.
+    pub fn address(&self, v6: bool) -> Result<IpAddr> {
+        let found = self.addresses.iter().find(|address| address.is_ipv6() == v6);
+        found.copied().with_context(|| format!("{} has only {:?}", self.name, self.addresses))
+    }
+}
+
+impl<'lab> Node<'lab> {
+    /// A node in `namespace`, its agent not yet started.
+    ///
+    /// # Errors
+    /// Its folders cannot be made.
+    pub fn new(lab: &'lab Lab, name: &str, namespace: Namespace, state: &State) -> Result<Self> {
+        let dir = lab.dir().join(format!("node-{name}"));
+        fs::create_dir(&dir).with_context(|| format!("creating {}", dir.display()))?;
+        let config = Config {
+            node: name.into(),
+            dir: dir.clone(),
+            source: state.dir().into(),
+            bpffs: lab.bpffs().join(name),
+            pod_cidrs: Vec::new(),
+            draining: Vec::new(),
+            cool_down: "1s".into(),
+            uplinks: vec!["eth0".into()],
+        };
+        let runtime = Runtime {
+            host: namespace.clone(),
+            conf_dir: dir.join("net.d"),
+            path: vec![dir.join("bin")],
+            cache: dir.join("results"),
+            version: "1.1.0".into(),
+        };
+        Ok(Self {
+            lab,
+            name: name.into(),
+            namespace,
+            dir,
+            config: Mutex::new(config),
+            agent: Mutex::new(None),
+            runtime,
+            sandboxes: AtomicU32::new(0),
+        })
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its network namespace.
+    #[must_use]
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// Its folder.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Its container runtime.
+    #[must_use]
+    pub fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
+    /// Where its agent keeps the ledger of addresses.
+    #[must_use]
+    pub fn ledger(&self) -> PathBuf {
+        self.dir.join("state/ledger.json")
+    }
+
+    /// Its agent's log.
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        self.dir.join("agent.log")
+    }
+
+    /// Changes the config; takes effect with the next start or SIGHUP.
+    pub fn configure(&self, change: impl FnOnce(&mut Config)) {
+        change(&mut self.config.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Writes the config file and gives its path.
+    ///
+    /// # Errors
+    /// The filesystem refuses.
+    pub fn write_config(&self) -> Result<PathBuf> {
+        let path = self.dir.join("netd.yaml");
+        let text = self.config.lock().unwrap_or_else(PoisonError::into_inner).render();
+        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+        Ok(path)
+    }
+
+    /// `netd agent --config FILE`, free of this process's own `NETD_` variables.
+    ///
+    /// # Errors
+    /// There is no binary.
+    pub fn agent_command(&self, config: &Path) -> Result<Command> {
+        let mut command = netd()?;
+        command.arg("agent").arg("--config").arg(config);
+        Ok(command)
+    }
+
+    /// Runs `netd WORDS` on this node to its end.
+    ///
+    /// # Errors
+    /// It cannot be executed.
+    pub fn netd(&self, words: &[&OsStr]) -> Result<Output> {
+        let mut command = netd()?;
+        command.args(words);
+        self.to_end(&mut command)
+    }
+
+    /// Runs a command on this node to its end.
+    ///
+    /// # Errors
+    /// It cannot be executed.
+    pub fn to_end(&self, command: &mut Command) -> Result<Output> {
+        use std::process::Stdio;
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Ok(self.namespace.spawn(command)?.wait_with_output()?)
+    }
+
+    /// Starts the agent with the config as it is now, and does not wait.
+    ///
+    /// # Errors
+    /// It runs already, or cannot be executed.
+    pub fn launch(&self) -> Result<()> {
+        let mut agent = self.agent();
+        if let Some(old) = agent.as_mut()
+            && old.ended()?.is_none()
+        {
+            bail!("the agent of {} runs already", self.name);
+        }
+        let mut command = self.agent_command(&self.write_config()?)?;
+        let name = format!("the agent of {}", self.name);
+        *agent = Some(Process::start(&self.namespace, &name, &mut command, &self.log())?);
+        Ok(())
+    }
+
+    /// Starts the agent and waits until it is ready.
+    ///
+    /// # Errors
+    /// It ends, or is not ready by the deadline: with what is pending.
+    pub fn start(&self) -> Result<()> {
+        self.launch()?;
+        self.ready()
+    }
+
+    /// Waits until `/readyz` says so and the runtime finds a network, which the agent installs when it is
+    /// ready.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    pub fn ready(&self) -> Result<()> {
+        let mut last = String::new();
+        let log = || tail(&self.log(), 20);
+        let ready = wait::within(READY, &format!("the agent of {} to be ready", self.name), || {
+            if let Some(status) = self.with_agent(Process::ended)? {
+                return Ok(Some(Err(anyhow!("the agent of {} ended: {status}\n{}", self.name, log()))));
+            }
+            let response = self.api("/readyz")?;
+            if response.status == 200 {
+                self.runtime.network()?;
+                return Ok(Some(Ok(())));
+            }
+            last = format!("{}: {}", response.status, response.body.trim());
+            Ok(None)
+        });
+        ready.with_context(|| format!("/readyz said last: {last}\n{}", log()))?
+    }
+
+    /// GET from the agent's socket.
+    ///
+    /// # Errors
+    /// No agent answers.
+    pub fn api(&self, path: &str) -> Result<Response> {
+        api::get(&self.dir.join("run/netd.sock"), path)
+    }
+
+    /// GET of a JSON document.
+    ///
+    /// # Errors
+    /// Not answered by 200 and JSON.
+    pub fn api_json(&self, path: &str) -> Result<Value> {
+        let response = self.api(path)?;
+        if response.status != 200 {
+            bail!("{path}: {}: {}", response.status, response.body);
+        }
+        serde_json::from_str(&response.body).with_context(|| format!("{path}: {}", response.body))
+    }
+
+    /// Sum of the samples of a metric that bear all of `labels`.
+    ///
+    /// # Errors
+    /// No agent answers.
+    pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> Result<f64> {
+        Ok(self.api("/metrics")?.metric(name, labels))
+    }
+
+    /// `kill -9`.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn kill9(&self) -> Result<ExitStatus> {
+        self.with_agent(|agent| agent.end(Signal::SIGKILL))
+    }
+
+    /// SIGTERM, and waits for the end.
+    ///
+    /// # Errors
+    /// It does not run, or does not end.
+    pub fn terminate(&self) -> Result<ExitStatus> {
+        self.with_agent(|agent| agent.end(Signal::SIGTERM))
+    }
+
+    /// Writes the config anew and sends SIGHUP; the effect is the caller's to wait for.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn reload(&self) -> Result<()> {
+        self.write_config()?;
+        self.with_agent(|agent| agent.signal(Signal::SIGHUP))
+    }
+
+    /// Process id of the agent.
+    ///
+    /// # Errors
+    /// None was started.
+    pub fn agent_id(&self) -> Result<u32> {
+        self.with_agent(|agent| Ok(agent.id()))
+    }
+
+    /// A sandbox for a pod, not yet attached.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn sandbox(&self, name: &str) -> Result<(Namespace, Attachment)> {
+        let n = self.sandboxes.fetch_add(1, Ordering::Relaxed);
+        let id = format!("{}-{n}-{name}", self.name);
+        let netns = self.lab.namespace(&id)?;
+        let attachment = Attachment::of_pod(&id, netns.path().into(), "default", name);
+        Ok((netns, attachment))
+    }
+
+    /// Makes a pod, as the kubelet does: a sandbox, then ADD through the runtime.
+    ///
+    /// # Errors
+    /// ADD was refused; the sandbox is gone again.
+    pub fn add_pod(&self, name: &str) -> Result<Pod> {
+        let (netns, attachment) = self.sandbox(name)?;
+        match self.runtime.add(&attachment) {
+            Ok(result) => {
+                let addresses = cni::addresses(&result)?;
+                Ok(Pod { name: name.into(), node: self.name.clone(), netns, attachment, result, addresses })
+            }
+            Err(error) => {
+                // As the specification asks after a failed ADD; its own failure would hide the cause.
+                drop(self.runtime.del(&attachment));
+                netns.delete()?;
+                Err(error.context(format!("adding {name} to {}", self.name)))
+            }
+        }
+    }
+
+    /// [`Node::add_pod`], and a server in it.
+    ///
+    /// # Errors
+    /// As [`Node::add_pod`].
+    pub fn add_server(&self, name: &str) -> Result<Server> {
+        let pod = self.add_pod(name)?;
+        let echo = Echo::start(&pod.netns, name, PORT)?;
+        Ok(Server { pod, echo })
+    }
+
+    /// Removes a pod: DEL, then the sandbox.
+    ///
+    /// # Errors
+    /// DEL was refused.
+    pub fn del_pod(&self, pod: Pod) -> Result<()> {
+        self.runtime
+            .del(&pod.attachment)
+            .with_context(|| format!("removing {} from {}", pod.name, self.name))?;
+        pod.netns.delete()
+    }
+
+    fn agent(&self) -> MutexGuard<'_, Option<Process>> {
+        self.agent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn with_agent<T>(&self, work: impl FnOnce(&mut Process) -> Result<T>) -> Result<T> {
+        match self.agent().as_mut() {
+            Some(agent) => work(agent),
+            None => bail!("no agent was started on {}", self.name),
+        }
+    }
+}
+
+/// The binary, in an environment without this process's own `NETD_` variables, which netd would take for
+/// its configuration.
+fn netd() -> Result<Command> {
+    let mut command = Command::new(binary::netd()?);
+    for (key, _) in std::env::vars_os() {
+        if key.as_bytes().starts_with(b"NETD_") {
+            command.env_remove(key);
+        }
+    }
+    Ok(command)
+}

@@ -1,0 +1,143 @@
+//! Ready-made networks: segments, a router between them, nodes with their Node objects.
+//!
+//! | what | address |
+//! |---|---|
+//! | segment *s* | 10.*s*.0.0/24, fd0*s*::/64, the router at .1 and ::1 |
+//! | node *i* on it | .1*i* and ::1*i* |
+//! | its pods | 10.244.*i*.0/24, fd00:244:*i*::/64 |
+//! | Services | 10.96.0.0/16, fd00:96::/112 |
+//!
+//! The router's routes to the pods are static; nodes have no routes but the default one and those netd makes.
+
+use crate::lab::{Lab, Namespace, Segment};
+use crate::node::Node;
+use crate::state::State;
+use anyhow::{Context as _, Result};
+use std::net::IpAddr;
+
+/// Which families the pods of a node have. Nodes themselves always have both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Families {
+    /// IPv4 and IPv6.
+    Dual,
+    /// IPv4 only.
+    V4,
+    /// IPv6 only.
+    V6,
+}
+
+/// Segments, their router, the shared state, the nodes.
+#[derive(Debug)]
+pub struct Site<'lab> {
+    lab: &'lab Lab,
+    /// The shared folder.
+    pub state: State,
+    router: Namespace,
+    segments: Vec<Segment>,
+    nodes: Vec<Node<'lab>>,
+}
+
+impl<'lab> Site<'lab> {
+    /// `segments` segments with a router between them, no nodes yet.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn new(lab: &'lab Lab, segments: usize) -> Result<Self> {
+        let router = lab.namespace("router")?;
+        router.sysctl("net/ipv4/ip_forward", "1")?;
+        router.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+        let state = State::create(lab.dir().join("state"))?;
+        let mut site = Self { lab, state, router, segments: Vec::new(), nodes: Vec::new() };
+        for s in 1..=segments {
+            let segment = lab.segment(&format!("segment{s}"))?;
+            let (v4, v6) = (format!("10.{s}.0.1/24"), format!("fd0{s}::1/64"));
+            segment.plug(&site.router, &format!("eth{s}"), &[&v4, &v6])?;
+            site.segments.push(segment);
+        }
+        Ok(site)
+    }
+
+    /// Three nodes, dual stack: a and b on the first segment, c on the second.
+    ///
+    /// # Errors
+    /// As [`Site::new`].
+    pub fn three_nodes(lab: &'lab Lab) -> Result<Self> {
+        let mut site = Self::new(lab, 2)?;
+        for (name, segment) in [("a", 1), ("b", 1), ("c", 2)] {
+            site.add_node(name, segment, Families::Dual)?;
+        }
+        Ok(site)
+    }
+
+    /// One segment with one dual-stack node `a`, its agent ready.
+    ///
+    /// # Errors
+    /// As [`Site::new`] and [`Node::start`].
+    pub fn one_node(lab: &'lab Lab) -> Result<Self> {
+        let mut site = Self::new(lab, 1)?;
+        site.add_node("a", 1, Families::Dual)?;
+        site.start_all()?;
+        Ok(site)
+    }
+
+    /// Adds a node to a segment (from 1), with its Node object; its agent is not started.
+    ///
+    /// # Errors
+    /// As [`Site::new`].
+    pub fn add_node(&mut self, name: &str, segment: usize, families: Families) -> Result<()> {
+        let i = self.nodes.len() + 1;
+        let s = segment;
+        let wire = segment.checked_sub(1).and_then(|n| self.segments.get(n)).context("no such segment")?;
+        let namespace = self.lab.namespace(name)?;
+        let (v4, v6) = (format!("10.{s}.0.1{i}"), format!("fd0{s}::1{i}"));
+        wire.plug(&namespace, "eth0", &[&format!("{v4}/24"), &format!("{v6}/64")])?;
+        namespace.ip(&format!("route add default via 10.{s}.0.1"))?;
+        namespace.ip(&format!("route add default via fd0{s}::1"))?;
+        let mut cidrs = Vec::new();
+        if families != Families::V6 {
+            let cidr = format!("10.244.{i}.0/24");
+            self.router.ip(&format!("route add {cidr} via {v4}"))?;
+            cidrs.push(cidr);
+        }
+        if families != Families::V4 {
+            let cidr = format!("fd00:244:{i}::/64");
+            self.router.ip(&format!("route add {cidr} via {v6}"))?;
+            cidrs.push(cidr);
+        }
+        let addresses: Vec<IpAddr> = vec![v4.parse()?, v6.parse()?];
+        self.state.node(name, &addresses, &cidrs)?;
+        self.nodes.push(Node::new(self.lab, name, namespace, &self.state)?);
+        Ok(())
+    }
+
+    /// Starts all agents, then waits until each is ready.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    pub fn start_all(&self) -> Result<()> {
+        for node in &self.nodes {
+            node.launch()?;
+        }
+        self.nodes.iter().try_for_each(Node::ready)
+    }
+
+    /// A node by name.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn node(&self, name: &str) -> Result<&Node<'lab>> {
+        self.nodes.iter().find(|node| node.name() == name).with_context(|| format!("no node {name}"))
+    }
+
+    /// All nodes.
+    #[must_use]
+    pub fn nodes(&self) -> &[Node<'lab>] {
+        &self.nodes
+    }
+
+    /// The router between the segments.
+    #[must_use]
+    pub fn router(&self) -> &Namespace {
+        &self.router
+    }
+}

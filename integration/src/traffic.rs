@@ -1,0 +1,195 @@
+//! What pods say to each other.
+//!
+//! The protocol is one line each way, over TCP or in UDP datagrams: a request is any line, the answer is the
+//! name of the server's pod, a blank, and the request again. So an answer tells who answered, and a late
+//! answer to an earlier request is not taken for the current one. Nothing is ever sent twice: a lost packet
+//! that TCP does not repair by itself is a failed request.
+
+mod bulk;
+mod echo;
+mod frames;
+mod load;
+
+pub use bulk::{Sink, send_bulk};
+pub use echo::Echo;
+pub use frames::{Frames, arp_request, eth0_mac, gateway_mac, udp_frame};
+pub use load::{Load, Style, Tally};
+
+use crate::lab::Namespace;
+use anyhow::{Context as _, Result, anyhow, bail};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::time::Duration;
+
+/// How long a request may take before it counts as failed. TCP repairs a loss within it several times.
+pub const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Transport.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proto {
+    /// A byte stream.
+    Tcp,
+    /// Datagrams.
+    Udp,
+}
+
+impl Proto {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Tcp, Self::Udp];
+}
+
+impl fmt::Display for Proto {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+        })
+    }
+}
+
+/// One flow to a server, usable on the thread of any namespace once connected.
+#[derive(Debug)]
+pub struct Flow {
+    target: SocketAddr,
+    socket: FlowSocket,
+    asked: u64,
+}
+
+#[derive(Debug)]
+enum FlowSocket {
+    Tcp(BufReader<TcpStream>),
+    Udp(UdpSocket),
+}
+
+impl Flow {
+    /// Connects from the namespace of the calling thread.
+    ///
+    /// # Errors
+    /// Refused, unreachable or timed out.
+    pub fn open(proto: Proto, target: SocketAddr) -> Result<Self> {
+        let context = || format!("{proto} to {target}");
+        let socket = match proto {
+            Proto::Tcp => {
+                let stream = TcpStream::connect_timeout(&target, PATIENCE).with_context(context)?;
+                stream.set_read_timeout(Some(PATIENCE))?;
+                stream.set_nodelay(true)?;
+                FlowSocket::Tcp(BufReader::new(stream))
+            }
+            Proto::Udp => {
+                let any = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+                let socket = UdpSocket::bind(any).with_context(context)?;
+                socket.set_read_timeout(Some(PATIENCE))?;
+                socket.connect(target).with_context(context)?;
+                FlowSocket::Udp(socket)
+            }
+        };
+        Ok(Self { target, socket, asked: 0 })
+    }
+
+    /// Asks once; the name of who answered.
+    ///
+    /// # Errors
+    /// No answer in time, a reset, or an answer to something else.
+    pub fn ask(&mut self) -> Result<String> {
+        self.asked += 1;
+        let question = format!("{}\n", self.asked);
+        let target = self.target;
+        let answer = match &mut self.socket {
+            FlowSocket::Tcp(stream) => {
+                let context = || format!("TCP to {target}");
+                stream.get_mut().write_all(question.as_bytes()).with_context(context)?;
+                let mut line = String::new();
+                if stream.read_line(&mut line).with_context(context)? == 0 {
+                    bail!("TCP to {target}: closed by the other side");
+                }
+                line
+            }
+            FlowSocket::Udp(socket) => {
+                let context = || format!("UDP to {target}");
+                socket.send(question.as_bytes()).with_context(context)?;
+                let mut datagram = [0; 512];
+                let length = socket.recv(&mut datagram).with_context(context)?;
+                String::from_utf8_lossy(datagram.get(..length).unwrap_or_default()).into_owned()
+            }
+        };
+        let (name, echoed) = answer
+            .trim_end()
+            .split_once(' ')
+            .ok_or_else(|| anyhow!("{target} answered {answer:?}: not an echo"))?;
+        if echoed != question.trim_end() {
+            bail!("{target} answered {answer:?} to {question:?}");
+        }
+        Ok(name.to_owned())
+    }
+
+    /// The local address of the flow.
+    ///
+    /// # Errors
+    /// The socket does not tell.
+    pub fn local(&self) -> Result<SocketAddr> {
+        Ok(match &self.socket {
+            FlowSocket::Tcp(stream) => stream.get_ref().local_addr()?,
+            FlowSocket::Udp(socket) => socket.local_addr()?,
+        })
+    }
+}
+
+/// Opens a flow from `from`.
+///
+/// # Errors
+/// As [`Flow::open`].
+pub fn open(from: &Namespace, proto: Proto, target: SocketAddr) -> Result<Flow> {
+    from.enter(|| Flow::open(proto, target)).with_context(|| format!("from {}", from.name()))
+}
+
+/// Asks once over a new flow; who answered.
+///
+/// # Errors
+/// As [`Flow::open`] and [`Flow::ask`].
+pub fn ask(from: &Namespace, proto: Proto, target: SocketAddr) -> Result<String> {
+    from.enter(|| Flow::open(proto, target)?.ask()).with_context(|| format!("from {}", from.name()))
+}
+
+/// Asks `count` times over as many new flows, four at a time; how often each answered.
+///
+/// # Errors
+/// The first failure.
+pub fn shares(
+    from: &Namespace,
+    proto: Proto,
+    target: SocketAddr,
+    count: u32,
+) -> Result<BTreeMap<String, u32>> {
+    const LANES: u32 = 4;
+    let mut lanes = Vec::new();
+    for lane in 0..LANES {
+        let mine = count / LANES + u32::from(lane < count % LANES);
+        lanes.push(from.spawn_thread("shares", move || {
+            let mut tally = BTreeMap::new();
+            for _ in 0..mine {
+                *tally.entry(Flow::open(proto, target)?.ask()?).or_insert(0) += 1;
+            }
+            Ok::<_, anyhow::Error>(tally)
+        })?);
+    }
+    let mut tally = BTreeMap::new();
+    for lane in lanes {
+        let part = lane.join().map_err(|_| anyhow!("a thread panicked"))??;
+        for (name, n) in part {
+            *tally.entry(name).or_insert(0) += n;
+        }
+    }
+    Ok(tally)
+}
+
+/// One ICMP echo by the system's `ping`; its summary line.
+///
+/// # Errors
+/// No reply.
+pub fn ping(from: &Namespace, target: IpAddr) -> Result<String> {
+    let text = from.run(&format!("ping -n -c 1 -W 3 {target}"))?;
+    let line = text.lines().find(|line| line.contains("time=")).unwrap_or_default();
+    Ok(line.to_owned())
+}

@@ -1,0 +1,187 @@
+//! Request loops with counters: what a user of a Service would notice while something happens to netd.
+//!
+//! One thread per load, in the client's namespace. A request that fails is counted and never repeated; a
+//! held flow that broke is opened anew, so that the count goes on.
+
+use super::{Flow, Proto};
+use crate::lab::Namespace;
+use crate::wait;
+use anyhow::{Result, anyhow, bail};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// One flow for all requests, or one for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Style {
+    /// A long-lived flow.
+    Held,
+    /// A new flow for each request.
+    Fresh,
+}
+
+/// A running load.
+#[derive(Debug)]
+pub struct Load {
+    name: String,
+    counters: Arc<Counters>,
+    thread: Option<JoinHandle<Result<()>>>,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    stop: AtomicBool,
+    answered: AtomicU64,
+    failed: AtomicU64,
+    slowest: AtomicU64,
+    first_error: Mutex<Option<String>>,
+}
+
+/// What a load came to.
+#[derive(Clone, Debug)]
+pub struct Tally {
+    /// What it was.
+    pub name: String,
+    /// Requests answered.
+    pub answered: u64,
+    /// Requests that failed.
+    pub failed: u64,
+    /// The longest that an answer took.
+    pub slowest: Duration,
+    /// The first failure.
+    pub first_error: Option<String>,
+}
+
+impl Load {
+    /// Starts asking `target` from `from`, pausing `pause` between requests.
+    ///
+    /// # Errors
+    /// No thread could be started.
+    pub fn start(
+        from: &Namespace,
+        proto: Proto,
+        style: Style,
+        target: SocketAddr,
+        pause: Duration,
+    ) -> Result<Self> {
+        let counters = Arc::new(Counters::default());
+        let name = format!("{style:?} {proto} from {} to {target}", from.name());
+        let mine = Arc::clone(&counters);
+        let thread = from.spawn_thread("load", move || {
+            let mut flow = None;
+            while !mine.stop.load(Ordering::Relaxed) {
+                mine.request(&mut flow, proto, target);
+                if style == Style::Fresh {
+                    flow = None;
+                }
+                std::thread::sleep(pause);
+            }
+            Ok(())
+        })?;
+        Ok(Self { name, counters, thread: Some(thread) })
+    }
+
+    /// The four kinds of load on one target.
+    ///
+    /// # Errors
+    /// No thread could be started.
+    pub fn all(from: &Namespace, target: SocketAddr, pause: Duration) -> Result<Vec<Self>> {
+        let mut loads = Vec::new();
+        for proto in Proto::ALL {
+            for style in [Style::Held, Style::Fresh] {
+                loads.push(Self::start(from, proto, style, target, pause)?);
+            }
+        }
+        Ok(loads)
+    }
+
+    /// Waits until `count` more requests were answered.
+    ///
+    /// # Errors
+    /// They were not, by the deadline, or the thread could not enter its namespace.
+    pub fn more(&self, count: u64) -> Result<()> {
+        let goal = self.counters.answered.load(Ordering::Relaxed) + count;
+        wait::holds(&format!("{count} more answers: {}", self.name), || {
+            if self.thread.as_ref().is_none_or(JoinHandle::is_finished) {
+                bail!("the load has ended");
+            }
+            Ok(self.counters.answered.load(Ordering::Relaxed) >= goal)
+        })
+    }
+
+    /// The counts so far.
+    #[must_use]
+    pub fn tally(&self) -> Tally {
+        let first_error = self.counters.first_error.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Tally {
+            name: self.name.clone(),
+            answered: self.counters.answered.load(Ordering::Relaxed),
+            failed: self.counters.failed.load(Ordering::Relaxed),
+            slowest: Duration::from_micros(self.counters.slowest.load(Ordering::Relaxed)),
+            first_error,
+        }
+    }
+
+    /// Ends it.
+    ///
+    /// # Errors
+    /// Its thread could not enter the namespace, or panicked.
+    pub fn stop(mut self) -> Result<Tally> {
+        self.counters.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.join().map_err(|_| anyhow!("{}: the thread panicked", self.name))??;
+        }
+        Ok(self.tally())
+    }
+}
+
+impl Tally {
+    /// Fails if a request failed.
+    ///
+    /// # Errors
+    /// The first failure and how many there were.
+    pub fn none_failed(&self) -> Result<()> {
+        if let Some(error) = &self.first_error {
+            bail!("{}: {} failed, {} answered; first: {error}", self.name, self.failed, self.answered);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.counters.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+impl Counters {
+    fn request(&self, flow: &mut Option<Flow>, proto: Proto, target: SocketAddr) {
+        let start = Instant::now();
+        match self.ask(flow, proto, target) {
+            Ok(()) => {
+                self.answered.fetch_add(1, Ordering::Relaxed);
+                let took = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+                self.slowest.fetch_max(took, Ordering::Relaxed);
+            }
+            Err(error) => {
+                *flow = None;
+                self.failed.fetch_add(1, Ordering::Relaxed);
+                let mut first = self.first_error.lock().unwrap_or_else(PoisonError::into_inner);
+                first.get_or_insert_with(|| format!("{error:#}"));
+            }
+        }
+    }
+
+    fn ask(&self, flow: &mut Option<Flow>, proto: Proto, target: SocketAddr) -> Result<()> {
+        let flow = match flow {
+            Some(open) => open,
+            None => flow.insert(Flow::open(proto, target)?),
+        };
+        flow.ask().map(drop)
+    }
+}

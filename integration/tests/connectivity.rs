@@ -1,0 +1,340 @@
+//! Who reaches whom: pods, nodes and Services, by both families and transports.
+
+use anyhow::{Context as _, Result, ensure};
+use netd_integration::lab::{Lab, Namespace};
+use netd_integration::node::{PORT, Server};
+use netd_integration::site::{Families, Site};
+use netd_integration::state::Port;
+use netd_integration::traffic::{self, Load, Proto, Sink};
+use netd_integration::{stats, wait};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+const VIPS: [&str; 2] = ["10.96.0.80", "fd00:96::80"];
+const VIP_PORT: Port = Port { port: 80, target: PORT };
+
+fn vips() -> Result<[IpAddr; 2]> {
+    let [v4, v6] = VIPS;
+    Ok([v4.parse()?, v6.parse()?])
+}
+
+fn at(vip: IpAddr) -> SocketAddr {
+    SocketAddr::new(vip, VIP_PORT.port)
+}
+
+/// Waits until exactly `names` answer at `target`.
+fn answering(from: &Namespace, proto: Proto, target: SocketAddr, names: &[&str]) -> Result<()> {
+    let names: BTreeSet<&str> = names.iter().copied().collect();
+    wait::holds(&format!("{names:?} to answer {proto} at {target}"), || {
+        let shares = traffic::shares(from, proto, target, 48)?;
+        Ok(shares.keys().map(String::as_str).eq(names.iter().copied()))
+    })
+}
+
+#[test]
+fn every_pod_reaches_every_pod() -> Result<()> {
+    Lab::run(|lab| {
+        let site = Site::three_nodes(lab)?;
+        site.start_all()?;
+        let mut servers = Vec::new();
+        for (node, pod) in [("a", "a1"), ("a", "a2"), ("b", "b1"), ("c", "c1")] {
+            servers.push(site.node(node)?.add_server(pod)?);
+        }
+        for from in &servers {
+            for to in &servers {
+                for v6 in [false, true] {
+                    let target = to.at(v6)?;
+                    traffic::ping(from.netns(), target.ip())?;
+                    for proto in Proto::ALL {
+                        let who = traffic::ask(from.netns(), proto, target)?;
+                        ensure!(who == to.pod.name, "{who} answered for {}", to.pod.name);
+                    }
+                }
+            }
+        }
+        // Nodes: their own pods, as the kubelet's probes; and pods elsewhere.
+        for node in site.nodes() {
+            for to in &servers {
+                for v6 in [false, true] {
+                    let who = traffic::ask(node.namespace(), Proto::Tcp, to.at(v6)?)?;
+                    ensure!(who == to.pod.name, "{who} answered {}", node.name());
+                }
+            }
+        }
+        // What lies outside of the cluster, and the pods' own node.
+        for from in &servers {
+            for outside in ["10.1.0.1", "10.2.0.1", "fd01::1", "fd02::1", "10.1.0.11", "fd01::11"] {
+                traffic::ping(from.netns(), outside.parse()?)?;
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_services_pods_answer_by_selector_and_by_slices() -> Result<()> {
+    Lab::run(|lab| {
+        let site = Site::three_nodes(lab)?;
+        site.start_all()?;
+        let mut servers = Vec::new();
+        for (node, pod) in [("a", "a1"), ("a", "a2"), ("b", "b1"), ("c", "c1")] {
+            let label = if pod == "a1" { "client" } else { "web" };
+            site.state.pod(pod, node, &[("app", label)], &[])?;
+            servers.push(site.node(node)?.add_server(pod)?);
+        }
+        // No slices: the endpoints are the Pods, at the addresses that their agents reported.
+        site.state.service("web", &vips()?, VIP_PORT, &[("app", "web")])?;
+        for from in &servers {
+            for vip in vips()? {
+                for proto in Proto::ALL {
+                    // A backend also reaches itself.
+                    answering(from.netns(), proto, at(vip), &["a2", "b1", "c1"])?;
+                }
+            }
+        }
+        // Slices take over; one family alone stays one family's.
+        let [v4, _] = vips()?;
+        let b1 = servers.iter().find(|server| server.pod.name == "b1").context("b1")?;
+        site.state.service("other", &[v4.to_string().replace(".80", ".81").parse()?], VIP_PORT, &[])?;
+        site.state.slices("other", PORT, &b1.pod.addresses)?;
+        for from in &servers {
+            answering(from.netns(), Proto::Tcp, "10.96.0.81:80".parse()?, &["b1"])?;
+        }
+        // What is no port of the Service is not translated.
+        for from in &servers {
+            let elsewhere = SocketAddr::new(v4, VIP_PORT.port + 1);
+            let answer = from.netns().enter(|| {
+                Ok(std::net::TcpStream::connect_timeout(&elsewhere, Duration::from_millis(300)).is_ok())
+            })?;
+            ensure!(!answer, "{elsewhere} was answered");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn pods_of_one_family() -> Result<()> {
+    Lab::run(|lab| {
+        let mut site = Site::new(lab, 1)?;
+        for (name, families) in [("a", Families::V4), ("b", Families::V6), ("c", Families::Dual)] {
+            site.add_node(name, 1, families)?;
+        }
+        site.start_all()?;
+        let mut servers = Vec::new();
+        for (node, name) in [("a", "four"), ("b", "six"), ("c", "both")] {
+            for n in [1, 2] {
+                servers.push(site.node(node)?.add_server(&format!("{name}{n}"))?);
+            }
+        }
+        let families =
+            |server: &Server| server.pod.addresses.iter().map(IpAddr::is_ipv6).collect::<BTreeSet<bool>>();
+        for (server, expected) in servers.iter().zip([&[false][..], &[false], &[true], &[true]]) {
+            let got: Vec<bool> = families(server).into_iter().collect();
+            ensure!(got == expected, "{} has {:?}", server.pod.name, server.pod.addresses);
+        }
+        let addresses: Vec<IpAddr> = servers.iter().flat_map(|s| s.pod.addresses.clone()).collect();
+        site.state.service("web", &vips()?, VIP_PORT, &[])?;
+        site.state.slices("web", PORT, &addresses)?;
+        for from in &servers {
+            for v6 in families(from) {
+                let peers: Vec<&Server> = servers.iter().filter(|to| families(to).contains(&v6)).collect();
+                for to in &peers {
+                    traffic::ping(from.netns(), to.pod.address(v6)?)?;
+                    let who = traffic::ask(from.netns(), Proto::Udp, to.at(v6)?)?;
+                    ensure!(who == to.pod.name, "{who} answered for {}", to.pod.name);
+                }
+                let names: Vec<&str> = peers.iter().map(|to| to.pod.name.as_str()).collect();
+                let [vip4, vip6] = vips()?;
+                let target = at(if v6 { vip6 } else { vip4 });
+                for proto in Proto::ALL {
+                    answering(from.netns(), proto, target, &names)?;
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn backends_get_equal_shares() -> Result<()> {
+    Lab::run(|lab| {
+        let site = Site::three_nodes(lab)?;
+        site.start_all()?;
+        let client = site.node("a")?.add_pod("client")?;
+        let mut servers = Vec::new();
+        for node in site.nodes() {
+            servers.push(node.add_server(&format!("{}1", node.name()))?);
+        }
+        let all: Vec<IpAddr> = servers.iter().flat_map(|s| s.pod.addresses.clone()).collect();
+        site.state.service("web", &vips()?, VIP_PORT, &[])?;
+        site.state.slices("web", PORT, &all)?;
+        for vip in vips()? {
+            for proto in Proto::ALL {
+                answering(&client.netns, proto, at(vip), &["a1", "b1", "c1"])?;
+                let shares = traffic::shares(&client.netns, proto, at(vip), 1500)?;
+                let counts: Vec<u32> = shares.values().copied().collect();
+                let p = stats::p_of_three(stats::chi_square(&counts));
+                // Fair dice fail this once in a million runs.
+                ensure!(p > 1e-6, "{proto} to {vip}: {shares:?}, p {p}");
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn flows_follow_their_backends() -> Result<()> {
+    Lab::run(|lab| {
+        let site = Site::three_nodes(lab)?;
+        site.start_all()?;
+        let client = site.node("a")?.add_pod("client")?;
+        let mut servers = Vec::new();
+        for node in site.nodes() {
+            servers.push(node.add_server(&format!("{}1", node.name()))?);
+        }
+        let all: Vec<IpAddr> = servers.iter().flat_map(|s| s.pod.addresses.clone()).collect();
+        site.state.service("web", &vips()?, VIP_PORT, &[])?;
+        site.state.slices("web", PORT, &all)?;
+        for vip in vips()? {
+            answering(&client.netns, Proto::Tcp, at(vip), &["a1", "b1", "c1"])?;
+        }
+        // Held flows, by name of their backend.
+        let mut flows = Vec::new();
+        for vip in vips()? {
+            for proto in Proto::ALL {
+                for _ in 0..12 {
+                    let mut flow = traffic::open(&client.netns, proto, at(vip))?;
+                    let who = flow.ask()?;
+                    flows.push((proto, who, flow));
+                }
+            }
+        }
+        // b1 leaves. Flows to others stay where they are; a UDP flow to b1 goes on with another.
+        let left: Vec<IpAddr> = all
+            .iter()
+            .copied()
+            .filter(|ip| !servers.iter().any(|s| s.pod.name == "b1" && s.pod.addresses.contains(ip)))
+            .collect();
+        site.state.slices("web", PORT, &left)?;
+        for vip in vips()? {
+            answering(&client.netns, Proto::Udp, at(vip), &["a1", "c1"])?;
+        }
+        for (proto, who, flow) in &mut flows {
+            match (who.as_str(), *proto) {
+                ("b1", Proto::Tcp) => {}
+                ("b1", Proto::Udp) => {
+                    let now = flow.ask().context("a UDP flow whose backend left")?;
+                    ensure!(now != "b1", "still answered by b1");
+                    ensure!(flow.ask()? == now, "a flow changed its backend twice");
+                }
+                _ => ensure!(flow.ask()? == *who, "a flow to {who} moved"),
+            }
+        }
+        ensure!(flows.iter().any(|(_, who, _)| who == "b1"), "no flow went to b1: the test shows nothing");
+        // Nobody left: refused or unanswered, but nobody else answers.
+        site.state.slices("web", PORT, &[])?;
+        for vip in vips()? {
+            wait::holds("the last endpoint to go", || {
+                let flow = client.netns.enter(|| {
+                    Ok(std::net::TcpStream::connect_timeout(&at(vip), Duration::from_millis(300)).is_ok())
+                });
+                Ok(!flow?)
+            })?;
+        }
+        // And back.
+        site.state.slices("web", PORT, &all)?;
+        for vip in vips()? {
+            answering(&client.netns, Proto::Tcp, at(vip), &["a1", "b1", "c1"])?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn endpoints_change_under_traffic_without_a_failed_request() -> Result<()> {
+    Lab::run(|lab| {
+        let site = Site::three_nodes(lab)?;
+        site.start_all()?;
+        let client = site.node("a")?.add_pod("client")?;
+        let mut servers = Vec::new();
+        for node in site.nodes() {
+            servers.push(node.add_server(&format!("{}1", node.name()))?);
+        }
+        let all: Vec<IpAddr> = servers.iter().flat_map(|s| s.pod.addresses.clone()).collect();
+        let stays = servers.first().context("a server")?;
+        site.state.service("web", &vips()?, VIP_PORT, &[])?;
+        site.state.slices("web", PORT, &stays.pod.addresses)?;
+        for vip in vips()? {
+            answering(&client.netns, Proto::Tcp, at(vip), &["a1"])?;
+        }
+        let mut loads = Vec::new();
+        for vip in vips()? {
+            // Held before the others come: these must stay with a1. Fresh ones go wherever they are sent;
+            // all servers live, so none may fail.
+            loads.extend(Load::all(&client.netns, at(vip), Duration::from_millis(2))?);
+        }
+        for load in &loads {
+            load.more(5)?;
+        }
+        for round in 0..10 {
+            let endpoints = if round % 2 == 0 { &all } else { &stays.pod.addresses };
+            site.state.slices("web", PORT, endpoints)?;
+            let names: &[&str] = if round % 2 == 0 { &["a1", "b1", "c1"] } else { &["a1"] };
+            for vip in vips()? {
+                answering(&client.netns, Proto::Tcp, at(vip), names)?;
+            }
+        }
+        for load in loads {
+            load.more(5)?;
+            load.stop()?.none_failed()?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn large_transfers_keep_their_bytes_and_their_offloads() -> Result<()> {
+    const BYTES: u64 = 200 << 20;
+    Lab::run(|lab| {
+        let site = Site::three_nodes(lab)?;
+        site.start_all()?;
+        let client = site.node("a")?.add_pod("client")?;
+        let near = site.node("a")?.add_pod("near")?;
+        let far = site.node("c")?.add_pod("far")?;
+        site.state.service("web", &vips()?, VIP_PORT, &[])?;
+        for (server, v6) in [(&near, false), (&far, false), (&near, true), (&far, true)] {
+            site.state.slices("web", PORT, &server.addresses)?;
+            let [vip4, vip6] = vips()?;
+            let target = at(if v6 { vip6 } else { vip4 });
+            let address = server.address(v6)?;
+            let echo = traffic::Echo::start(&server.netns, &server.name, PORT)?;
+            answering(&client.netns, Proto::Tcp, target, &[&server.name])?;
+            drop(echo);
+            let sink = Sink::start(&server.netns, PORT)?;
+            let before = sent(&client.netns)?;
+            traffic::send_bulk(&client.netns, target, BYTES)?;
+            ensure!(sink.join()? == BYTES);
+            let after = sent(&client.netns)?;
+            let mean = (after.0 - before.0) / (after.1 - before.1);
+            ensure!(
+                mean > 4000,
+                "{mean} bytes a packet to {address}: segmentation is not left to the device"
+            );
+        }
+        Ok(())
+    })
+}
+
+/// Bytes and packets that a pod sent.
+fn sent(pod: &Namespace) -> Result<(u64, u64)> {
+    let text = pod.run("cat /proc/net/dev")?;
+    let line = text.lines().map(str::trim).find_map(|line| line.strip_prefix("eth0:"));
+    let numbers: Vec<u64> = line
+        .context("no eth0 in /proc/net/dev")?
+        .split_whitespace()
+        .map(str::parse)
+        .collect::<Result<_, _>>()?;
+    let number = |n: usize| numbers.get(n).copied().context("too few columns in /proc/net/dev");
+    Ok((number(8)?, number(9)?))
+}

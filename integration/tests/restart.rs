@@ -1,0 +1,133 @@
+//! An agent that ends in whatever way leaves its pods' traffic running, and the next one begins clean.
+
+use anyhow::{Context as _, Result, ensure};
+use netd_integration::lab::Lab;
+use netd_integration::node::{Node, PORT};
+use netd_integration::site::Site;
+use netd_integration::state::Port;
+use netd_integration::traffic::{self, Load, Proto};
+use netd_integration::wait;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::process::ExitStatus;
+use std::time::Duration;
+
+type End = fn(&Node<'_>) -> Result<ExitStatus>;
+
+/// Held and fresh flows, TCP and UDP, both families, to a Service and to a pod, while all agents end and
+/// begin `times` times.
+fn no_request_fails(end: End, times: u32) -> Result<()> {
+    Lab::run(|lab| {
+        let site = Site::three_nodes(lab)?;
+        site.start_all()?;
+        let client = site.node("a")?.add_pod("client")?;
+        let mut servers = Vec::new();
+        for node in site.nodes() {
+            servers.push(node.add_server(&format!("{}1", node.name()))?);
+        }
+        let vips: [IpAddr; 2] = ["10.96.0.80".parse()?, "fd00:96::80".parse()?];
+        let backends: Vec<IpAddr> = servers.iter().flat_map(|s| s.pod.addresses.clone()).collect();
+        site.state.service("web", &vips, Port { port: 80, target: PORT }, &[])?;
+        site.state.slices("web", PORT, &backends)?;
+        let mut loads = Vec::new();
+        for vip in vips {
+            let target = SocketAddr::new(vip, 80);
+            for proto in Proto::ALL {
+                wait::holds("all backends to answer", || {
+                    Ok(traffic::shares(&client.netns, proto, target, 48)?.len() == servers.len())
+                })?;
+            }
+            loads.extend(Load::all(&client.netns, target, Duration::from_millis(3))?);
+        }
+        let far = servers.last().context("a server")?;
+        loads.extend(Load::all(&client.netns, far.at(true)?, Duration::from_millis(3))?);
+
+        let more = || loads.iter().try_for_each(|load| load.more(60));
+        let mut known: BTreeSet<IpAddr> = backends.iter().chain(&client.addresses).copied().collect();
+        for round in 0..times {
+            more()?;
+            for node in site.nodes() {
+                end(node)?;
+            }
+            more()?;
+            site.start_all()?;
+            more()?;
+            // The new agent knows what the old one gave.
+            for node in site.nodes() {
+                let pod = node.add_pod(&format!("new{round}"))?;
+                for address in &pod.addresses {
+                    ensure!(known.insert(*address), "{address} was given twice");
+                }
+                node.runtime().check(&pod.attachment)?;
+            }
+            node_check(&site, &client)?;
+        }
+        for load in loads {
+            load.stop()?.none_failed()?;
+        }
+        Ok(())
+    })
+}
+
+fn node_check(site: &Site<'_>, client: &netd_integration::node::Pod) -> Result<()> {
+    site.node(&client.node)?.runtime().check(&client.attachment)
+}
+
+#[test]
+fn kill_9_fails_no_request() -> Result<()> {
+    no_request_fails(|node| node.kill9(), 3)
+}
+
+#[test]
+fn sigterm_fails_no_request_and_exits_well() -> Result<()> {
+    no_request_fails(
+        |node| {
+            let status = node.terminate()?;
+            ensure!(status.success(), "SIGTERM: {status}");
+            Ok(status)
+        },
+        2,
+    )
+}
+
+#[test]
+fn what_changed_while_the_agent_was_away_is_caught_up() -> Result<()> {
+    Lab::run(|lab| {
+        let site = Site::one_node(lab)?;
+        let node = site.node("a")?;
+        let client = node.add_pod("client")?;
+        let (one, two) = (node.add_server("one")?, node.add_server("two")?);
+        let vip: SocketAddr = "10.96.0.80:80".parse()?;
+        site.state.service("web", &[vip.ip()], Port { port: 80, target: PORT }, &[])?;
+        site.state.slices("web", PORT, &one.pod.addresses)?;
+        let who = |name: &str| {
+            wait::holds(&format!("{name} to answer"), || {
+                let shares = traffic::shares(&client.netns, Proto::Tcp, vip, 16)?;
+                Ok(shares.keys().eq([name]))
+            })
+        };
+        who("one")?;
+        node.kill9()?;
+        site.state.slices("web", PORT, &two.pod.addresses)?;
+        let leaving = node.runtime().clone();
+        leaving.del(&one.pod.attachment)?;
+        node.start()?;
+        who("two")?;
+        // The address that was given back meanwhile is free, and only once.
+        let mut again = BTreeSet::new();
+        for n in 0..4 {
+            again.extend(node.add_pod(&format!("again{n}"))?.addresses);
+        }
+        ensure!(again.len() == 8, "{again:?}");
+        ensure!(again.is_disjoint(&two.pod.addresses.iter().chain(&client.addresses).copied().collect()));
+        // A Service that went meanwhile is gone.
+        node.kill9()?;
+        site.state.remove("service-web.yaml")?;
+        node.start()?;
+        wait::holds("the Service to go", || {
+            client
+                .netns
+                .enter(|| Ok(std::net::TcpStream::connect_timeout(&vip, Duration::from_millis(300)).is_err()))
+        })
+    })
+}
