@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 
 const COOL_DOWN: Duration = Duration::from_secs(30);
@@ -73,6 +74,9 @@ fn what_was_written_is_read_back() {
     assert_eq!(gone.addresses, ["10.0.0.2", "fd00::2"].map(|a| a.parse::<IpAddr>().unwrap()));
     ledger.commit(|state, _| state.set_status_dir(Some("/srv/status".into()))).unwrap();
     assert_eq!(ledger.state().generation(), 5);
+    for file in [&path, &dir.path().join(LOCK_NAME)] {
+        assert_eq!(fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o600);
+    }
     let before = Arc::clone(ledger.state());
     drop(ledger);
 
