@@ -49,8 +49,8 @@ impl Kernel for Notes {
         self.note(format!("check {} in {:?}", entry.host_name, entry.netns))
     }
 
-    fn remove_status(&self, dir: &Path, pod: &ObjectName) -> Result<(), Problem> {
-        self.note(format!("status {} {pod}", dir.display()))
+    fn remove_status(&self, dir: &Path, pod: &ObjectName, container_id: &str) -> Result<(), Problem> {
+        self.note(format!("status {} {pod} {container_id}", dir.display()))
     }
 }
 
@@ -154,7 +154,7 @@ fn without_an_agent_del_undoes_everything() {
     let fixture = Fixture::new();
     let garbage = serde_json::json!({"prevResult": {"ips": 5}});
     assert_eq!(fixture.run("DEL", &garbage), Ok(String::new()));
-    let expected = ["status /srv/status shop/c1", "expel /bpf nd-c1 [10.0.0.1]", "delete nd-c1"];
+    let expected = ["status /srv/status shop/c1 c1", "expel /bpf nd-c1 [10.0.0.1]", "delete nd-c1"];
     assert_eq!(*fixture.kernel.done.borrow(), expected);
     assert_eq!(fixture.held(), ["c2"]);
     let resting: Vec<_> = fixture.ledger().state().cooling().collect();

@@ -64,15 +64,15 @@ fn assert_agree(server: &Server<World>, world: &World) {
     let names: BTreeSet<String> = state.entries().map(|entry| entry.host_name.clone()).collect();
     world.inspect(|inside| {
         assert_eq!(names, inside.links.keys().cloned().collect(), "links");
-        let indexes: BTreeSet<u32> = inside.links.values().map(|end| end.link.host_ifindex).collect();
+        let indexes: BTreeSet<u32> = inside.links.values().map(|end| end.ifindex).collect();
         assert_eq!(indexes, inside.rows.keys().copied().collect(), "map rows");
         assert_eq!(indexes, inside.attached, "programs");
-        let pods: BTreeSet<ObjectName> = state.entries().filter_map(|entry| entry.pod.clone()).collect();
-        assert_eq!(pods, inside.statuses, "status files");
+        let pods = state.entries().filter_map(|entry| Status::of(entry)).map(|s| (s.pod, s.container_id));
+        assert_eq!(pods.collect::<std::collections::BTreeMap<_, _>>(), inside.statuses, "status files");
         for entry in state.entries() {
             let end = &inside.links[&entry.host_name];
             assert_eq!(end.addresses, entry.addresses);
-            let row = &inside.rows[&end.link.host_ifindex];
+            let row = &inside.rows[&end.ifindex];
             assert_eq!((&row.addresses, row.endpoint), (&entry.addresses, entry.endpoint));
         }
     });
@@ -303,6 +303,9 @@ async fn fixed_addresses_come_from_annotation_or_runtime() {
     assert_eq!(addresses(&result)[0], fifty, "the pod's new sandbox takes over");
     let left: Vec<_> = server.state().entries().map(|entry| entry.attachment.container_id.clone()).collect();
     assert_eq!(left, ["c3"]);
+    server.add(Add { fixed: vec!["10.0.0.51".parse().unwrap()], ..web("c4") }).await.unwrap();
+    server.del(del("c3")).await.unwrap();
+    world.inspect(|inside| assert_eq!(inside.statuses[&ObjectName::new("shop", "web-0")], "c4"));
     server.del(del("c1")).await.unwrap();
     assert_agree(&server, &world);
 
@@ -403,7 +406,7 @@ impl crate::cni::plugin::Kernel for NoKernel {
     fn check(&self, _: &ledger::Entry) -> Result<(), crate::cni::plugin::Problem> {
         panic!("the agent answers")
     }
-    fn remove_status(&self, _: &Path, _: &ObjectName) -> Result<(), crate::cni::plugin::Problem> {
+    fn remove_status(&self, _: &Path, _: &ObjectName, _: &str) -> Result<(), crate::cni::plugin::Problem> {
         panic!("the agent answers")
     }
 }

@@ -91,18 +91,19 @@ async fn recovery_clears_what_nobody_answers_for() {
         // b's namespace went, and took the link with it; a's rows and programs were lost; c's link was made
         // anew under another index; and there are a link, a row and a status of nobody.
         inside.links.remove("nd-b-eth0").unwrap();
-        let a = inside.links["nd-a-eth0"].link.host_ifindex;
+        let a = inside.links["nd-a-eth0"].ifindex;
         inside.rows.remove(&a);
         inside.attached.remove(&a);
-        inside.links.get_mut("nd-c-eth0").unwrap().link.host_ifindex = 77;
+        let c = inside.links.get_mut("nd-c-eth0").unwrap();
+        (c.ifindex, c.link) = (77, None);
         let mut stray = inside.links["nd-a-eth0"].clone();
-        stray.link.host_ifindex = 78;
+        stray.ifindex = 78;
         stray.name = "nd-stray".to_owned();
         stray.alias = "netd:stray:eth0:shop/stray".to_owned();
         inside.links.insert(stray.name.clone(), stray);
         let addresses = vec!["10.0.0.99".parse().unwrap()];
         inside.rows.insert(99, Row { ifindex: 99, endpoint: 9, addresses });
-        inside.statuses.insert(ObjectName::new("shop", "gone"));
+        inside.statuses.insert(ObjectName::new("shop", "gone"), "gone".to_owned());
     });
     let (server, recovery) = open(&world, dir.path()).await;
     let expected = Recovery {
@@ -138,11 +139,11 @@ async fn a_lost_ledger_is_rebuilt_from_the_kernel() {
         // Two links that cannot be: one without an address, one with another's.
         world.inspect(|inside| {
             let mut bare = inside.links["nd-b-eth0"].clone();
-            bare.link.host_ifindex = 50;
+            bare.ifindex = 50;
             bare.addresses.clear();
             (bare.name, bare.alias) = ("nd-bare".to_owned(), "netd:bare:eth0:shop/bare".to_owned());
             let mut thief = inside.links["nd-b-eth0"].clone();
-            thief.link.host_ifindex = 51;
+            thief.ifindex = 51;
             (thief.name, thief.alias) = ("nd-thief".to_owned(), "netd:thief:eth0:".to_owned());
             inside.links.extend([(bare.name.clone(), bare), (thief.name.clone(), thief)]);
         });
@@ -204,10 +205,12 @@ async fn a_link_that_was_never_finished_is_undone() {
         }
     }
     world.inspect(|inside| {
-        for name in ["nd-half-eth0", "nd-drifted-eth0"] {
-            inside.links.get_mut(name).unwrap().addresses.clear();
+        for end in inside.links.values_mut() {
+            end.addresses.clear();
         }
-        inside.statuses.remove(&ObjectName::new("shop", "half"));
+        for pod in ["half", "nameless"] {
+            inside.statuses.remove(&ObjectName::new("shop", pod));
+        }
         inside.nameless.insert("nd-nameless-eth0".to_owned());
     });
     let (server, recovery) = open(&world, dir.path()).await;

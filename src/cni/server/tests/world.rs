@@ -1,6 +1,6 @@
 //! Kernel, maps, status folder and model, as far as the server can tell; and the hand that breaks them.
 
-use super::super::{Fault, Host, HostEnd, Interface, Link, Lookup, Plumbing, Row};
+use super::super::{Fault, Host, HostEnd, Interface, Link, Lookup, Plumbing, Row, Status};
 use crate::ipam::ledger::{Attachment, Entry};
 use crate::ipam::pool::ADDRESSES_ANNOTATION;
 use crate::model::{ObjectName, Pod};
@@ -9,6 +9,13 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::Notify;
+
+const LINK: Link = Link {
+    host_ifindex: 0,
+    host_mac: [2, 0x6e, 0x65, 0x74, 0x64, 1],
+    pod_mac: [2, 0, 0, 0, 0, 9],
+    mtu: 1500,
+};
 
 /// The steps of ADD that follow the ledger.
 pub(super) const STEPS: [&str; 4] = ["create", "attach", "admit", "write_status"];
@@ -31,7 +38,7 @@ pub(super) struct Inside {
     pub(super) links: BTreeMap<String, HostEnd>,
     pub(super) attached: BTreeSet<u32>,
     pub(super) rows: BTreeMap<u32, Row>,
-    pub(super) statuses: BTreeSet<ObjectName>,
+    pub(super) statuses: BTreeMap<ObjectName, String>,
     /// Links that have no alias yet.
     pub(super) nameless: BTreeSet<String>,
     pub(super) create_fault: Option<&'static str>,
@@ -137,16 +144,12 @@ impl Plumbing for World {
                 None => {}
             }
             inside.last_index += 1;
-            let link = Link {
-                host_ifindex: inside.last_index,
-                host_mac: [2, 0x6e, 0x65, 0x74, 0x64, 1],
-                pod_mac: [2, 0, 0, 0, 0, 9],
-                mtu: 1500,
-            };
+            let link = Link { host_ifindex: inside.last_index, ..LINK };
             let end = HostEnd {
+                ifindex: link.host_ifindex,
                 name: interface.host_name.clone(),
                 alias: interface.alias.clone(),
-                link,
+                link: Some(link),
                 addresses: interface.addresses.clone(),
             };
             assert_eq!(inside.links.insert(end.name.clone(), end), None, "made over another");
@@ -158,7 +161,7 @@ impl Plumbing for World {
     async fn delete(&self, host_name: &str) -> Result<bool, Fault> {
         self.step("delete", |inside| {
             let Some(end) = inside.links.remove(host_name) else { return Ok(false) };
-            inside.attached.remove(&end.link.host_ifindex);
+            inside.attached.remove(&end.ifindex);
             Ok(true)
         })
         .await
@@ -166,7 +169,9 @@ impl Plumbing for World {
 
     async fn check(&self, interface: &Interface) -> Result<Link, Fault> {
         self.step("check", |inside| match inside.links.get(&interface.host_name) {
-            Some(end) if end.addresses == interface.addresses => Ok(end.link),
+            Some(end) if end.addresses == interface.addresses => {
+                Ok(Link { host_ifindex: end.ifindex, ..LINK })
+            }
             _ => Err(Fault::Differs("the link is gone".into())),
         })
         .await
@@ -174,8 +179,11 @@ impl Plumbing for World {
 
     async fn links(&self) -> Result<Vec<HostEnd>, Fault> {
         self.step("links", |inside| {
-            let named = inside.links.values().filter(|end| !inside.nameless.contains(&end.name));
-            Ok(named.cloned().collect())
+            let mut links: Vec<HostEnd> = inside.links.values().cloned().collect();
+            for end in links.iter_mut().filter(|end| inside.nameless.contains(&end.name)) {
+                end.alias.clear();
+            }
+            Ok(links)
         })
         .await
     }
@@ -201,7 +209,7 @@ impl Plumbing for World {
     async fn expel(&self, host: Host<'_>, addresses: &[IpAddr]) -> Result<(), Fault> {
         self.step("expel", |inside| {
             let index = match host {
-                Host::Name(name) => inside.links.get(name).map(|end| end.link.host_ifindex),
+                Host::Name(name) => inside.links.get(name).map(|end| end.ifindex),
                 Host::Index(index) => Some(index),
             };
             inside.rows.retain(|ifindex, row| {
@@ -218,21 +226,28 @@ impl Plumbing for World {
 
     async fn write_status(&self, entry: &Entry) -> Result<(), Fault> {
         self.step("write_status", |inside| {
-            inside.statuses.extend(entry.pod.clone());
+            let status = Status::of(entry).unwrap();
+            inside.statuses.insert(status.pod, status.container_id);
             Ok(())
         })
         .await
     }
 
-    async fn remove_status(&self, pod: &ObjectName) -> Result<(), Fault> {
+    async fn remove_status(&self, status: &Status) -> Result<(), Fault> {
         self.step("remove_status", |inside| {
-            inside.statuses.remove(pod);
+            if inside.statuses.get(&status.pod) == Some(&status.container_id) {
+                inside.statuses.remove(&status.pod);
+            }
             Ok(())
         })
         .await
     }
 
-    async fn statuses(&self) -> Result<Vec<ObjectName>, Fault> {
-        self.step("statuses", |inside| Ok(inside.statuses.iter().cloned().collect())).await
+    async fn statuses(&self) -> Result<Vec<Status>, Fault> {
+        self.step("statuses", |inside| {
+            let all = inside.statuses.clone().into_iter();
+            Ok(all.map(|(pod, container_id)| Status { pod, container_id }).collect())
+        })
+        .await
     }
 }
