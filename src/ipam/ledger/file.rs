@@ -12,10 +12,14 @@ use serde::{Deserialize, Serialize};
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
 use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// First key of the file: says to a reader, human or not, what this is.
 const FORMAT: &str = "netd address ledger";
+
+/// Whoever may read the lock file may lock it, and keep every pod from starting.
+const MODE: u32 = 0o600;
 
 /// An address that rests.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +86,7 @@ impl Store {
             .write(true)
             .create(true)
             .truncate(false)
+            .mode(MODE)
             .open(&lock_path)
             .map_err(|e| Error::io("open", &lock_path, e))?;
         match lock.try_lock() {
@@ -190,7 +195,7 @@ impl Drop for Store {
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = File::create(path)?;
+    let mut file = File::options().write(true).create(true).truncate(true).mode(MODE).open(path)?;
     file.write_all(bytes)?;
     file.sync_all()
 }
