@@ -9,9 +9,10 @@ use super::{Entry, Error, LOCK_NAME, Time, VERSION};
 use crate::model::ObjectName;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::{self, Read, Write};
 use std::net::IpAddr;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// First key of the file: says to a reader, human or not, what this is.
@@ -73,9 +74,10 @@ pub struct Store {
 }
 
 impl Store {
-    /// Takes the lock, creating its file; [`Error::Locked`] if another has it.
+    /// Takes the lock, creating its file and the folder, for root only; [`Error::Locked`] if another has it.
     pub fn lock(path: &Path) -> Result<Self, Error> {
         let dir = path.parent().unwrap_or_else(|| Path::new("/")).to_owned();
+        DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(|e| Error::io("create", &dir, e))?;
         let lock_path = dir.join(LOCK_NAME);
         let mut lock = File::options()
             .read(true)
