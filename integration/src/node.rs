@@ -287,6 +287,19 @@ impl<'lab> Node<'lab> {
         serde_json::from_str(&response.body).with_context(|| format!("{path}: {}", response.body))
     }
 
+    /// The newest drops of spoofed packets that its agent knows of, those from `source`.
+    ///
+    /// # Errors
+    /// No agent answers.
+    pub fn spoofed(&self, source: &str) -> Result<Vec<Value>> {
+        let mut answer = self.api_json("/v1/drops?limit=512")?;
+        let list = answer.get_mut("drops").and_then(Value::as_array_mut).map(std::mem::take);
+        let mut drops = list.with_context(|| format!("no list of drops in {answer}"))?;
+        let is = |drop: &Value, key: &str, value: &str| drop.get(key).is_some_and(|v| v == value);
+        drops.retain(|drop| is(drop, "reason", "spoofed_source") && is(drop, "source", source));
+        Ok(drops)
+    }
+
     /// Sum of the samples of a metric that bear all of `labels`.
     ///
     /// # Errors

@@ -274,9 +274,7 @@ fn endpoints_change_under_traffic_without_a_failed_request() -> Result<()> {
             // all servers live, so none may fail.
             loads.extend(Load::all(&client.netns, at(vip), Duration::from_millis(2))?);
         }
-        for load in &loads {
-            load.more(5)?;
-        }
+        Load::all_more(&loads, 5)?;
         for round in 0..10 {
             let endpoints = if round % 2 == 0 { &all } else { &stays.pod.addresses };
             site.state.slices("web", PORT, endpoints)?;

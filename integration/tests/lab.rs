@@ -61,9 +61,7 @@ fn a_load_counts_what_fails() -> Result<()> {
         let echo = Echo::start(&b, "b", 7000)?;
         let target = "10.2.0.2:7000".parse()?;
         let loads = Load::all(&a, target, Duration::from_millis(2))?;
-        for load in &loads {
-            load.more(20)?;
-        }
+        Load::all_more(&loads, 20)?;
         drop(echo);
         // Refused by RST and by ICMP: every kind of load notices, without waiting for a time-out.
         wait::holds("failures of all four", || Ok(loads.iter().all(|load| load.tally().failed > 0)))?;

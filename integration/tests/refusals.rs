@@ -88,9 +88,7 @@ fn a_broken_file_of_state_leaves_the_last_good_one_in_force() -> Result<()> {
             wait::holds("the file to be named", || {
                 Ok(tail(&node.log(), 1000).lines().any(|line| line.contains("slices-web.yaml:")))
             })?;
-            for load in &loads {
-                load.more(20)?;
-            }
+            Load::all_more(&loads, 20)?;
             answering("one")?;
         }
         let status = node.api_json("/v1/status")?.to_string();
@@ -254,9 +252,7 @@ fn a_ledger_cut_in_half() -> Result<()> {
                 })?;
             }
             // All pods work on, are known, and their addresses are not given again.
-            for load in &loads {
-                load.more(10)?;
-            }
+            Load::all_more(&loads, 10)?;
             for server in &servers {
                 node.runtime().check(&server.pod.attachment)?;
             }

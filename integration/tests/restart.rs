@@ -42,7 +42,7 @@ fn no_request_fails(end: End, times: u32) -> Result<()> {
         let far = servers.last().context("a server")?;
         loads.extend(Load::all(&client.netns, far.at(true)?, Duration::from_millis(3))?);
 
-        let more = || loads.iter().try_for_each(|load| load.more(60));
+        let more = || Load::all_more(&loads, 60);
         let mut known: BTreeSet<IpAddr> = backends.iter().chain(&client.addresses).copied().collect();
         for round in 0..times {
             more()?;

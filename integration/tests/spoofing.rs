@@ -1,6 +1,6 @@
 //! A pod sends from its own addresses and its own MAC address only.
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use netd_integration::lab::Lab;
 use netd_integration::node::{Node, Server};
 use netd_integration::site::Site;
@@ -13,15 +13,7 @@ const SPOOFED: (&str, &str) = ("reason", "spoofed_source");
 
 /// Waits for a drop event of this source.
 fn told(node: &Node<'_>, source: &str) -> Result<Value> {
-    wait::until(&format!("a drop event of {source}"), || {
-        let drops = node.api_json("/v1/drops")?;
-        let list = drops.as_array().context("/v1/drops is no list")?;
-        let ours = |event: &&Value| {
-            event.get("source").is_some_and(|s| s == source)
-                && event.get("reason").is_some_and(|r| r == "spoofed_source")
-        };
-        Ok(list.iter().find(ours).cloned())
-    })
+    wait::until(&format!("a drop event of {source}"), || Ok(node.spoofed(source)?.pop()))
 }
 
 #[test]

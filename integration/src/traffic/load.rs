@@ -97,17 +97,33 @@ impl Load {
         Ok(loads)
     }
 
+    /// Waits until each of `loads` had `count` more requests answered.
+    ///
+    /// # Errors
+    /// One had not, by the deadline, or its thread could not enter its namespace.
+    pub fn all_more(loads: &[Self], count: u64) -> Result<()> {
+        let goals: Vec<u64> = loads.iter().map(|load| load.answered() + count).collect();
+        loads.iter().zip(goals).try_for_each(|(load, goal)| load.reach(goal))
+    }
+
     /// Waits until `count` more requests were answered.
     ///
     /// # Errors
-    /// They were not, by the deadline, or the thread could not enter its namespace.
+    /// As [`Load::all_more`].
     pub fn more(&self, count: u64) -> Result<()> {
-        let goal = self.counters.answered.load(Ordering::Relaxed) + count;
-        wait::holds(&format!("{count} more answers: {}", self.name), || {
+        self.reach(self.answered() + count)
+    }
+
+    fn answered(&self) -> u64 {
+        self.counters.answered.load(Ordering::Relaxed)
+    }
+
+    fn reach(&self, goal: u64) -> Result<()> {
+        wait::holds(&format!("{goal} answers: {}", self.name), || {
             if self.thread.as_ref().is_none_or(JoinHandle::is_finished) {
                 bail!("the load has ended");
             }
-            Ok(self.counters.answered.load(Ordering::Relaxed) >= goal)
+            Ok(self.answered() >= goal)
         })
     }
 
@@ -117,7 +133,7 @@ impl Load {
         let first_error = self.counters.first_error.lock().unwrap_or_else(PoisonError::into_inner).clone();
         Tally {
             name: self.name.clone(),
-            answered: self.counters.answered.load(Ordering::Relaxed),
+            answered: self.answered(),
             failed: self.counters.failed.load(Ordering::Relaxed),
             slowest: Duration::from_micros(self.counters.slowest.load(Ordering::Relaxed)),
             first_error,

@@ -23,7 +23,7 @@ pub(crate) fn show(site: &Site<'_>, pods: &Pods, report: &mut Report) -> Result<
     let across = pods.get("c1")?.at(false)?;
     loads.extend(Load::all(pods.get("b1")?.netns(), across, PAUSE)?);
 
-    let more = || loads.iter().try_for_each(|load| load.more(REQUESTS));
+    let more = || Load::all_more(&loads, REQUESTS);
     more()?;
     for node in site.nodes() {
         report.check(&format!("kill -9 on {}", node.name()), node.kill9().map(|status| status.to_string()));

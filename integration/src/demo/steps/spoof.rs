@@ -2,7 +2,7 @@
 
 use super::Pods;
 use crate::report::Report;
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use netd_integration::node::{Node, Server};
 use netd_integration::site::Site;
 use netd_integration::traffic::{self, Frames};
@@ -43,16 +43,14 @@ fn spoof(node: &Node<'_>, from: &Server, claimed: &Server, to: &Server, v6: bool
     })?;
     ensure!(!forged_seen, "it arrived at {}", to.pod.name);
 
-    let event = wait::until("the drop in /v1/drops", || {
-        let drops = node.api_json("/v1/drops")?;
-        let list = drops.as_array().context("/v1/drops is no list")?;
-        let source = claimed.pod.address(v6)?.to_string();
-        let ours = |drop: &&serde_json::Value| {
-            drop.get("reason").is_some_and(|r| r == "spoofed_source")
-                && drop.get("source").is_some_and(|s| *s == *source)
-        };
-        Ok(list.iter().find(ours).cloned())
-    })?;
+    let source = claimed.pod.address(v6)?.to_string();
+    let event = wait::until("the drop in /v1/drops", || Ok(node.spoofed(&source)?.pop()))?;
     wait::holds("the metric to count it", || Ok(node.metric("netd_drops_total", &labels)? > before))?;
-    Ok(format!("dropped, the honest one after it arrived; /v1/drops: {event}"))
+    let word = |key: &str| event.get(key).and_then(|value| value.as_str()).unwrap_or("?").to_owned();
+    Ok(format!(
+        "dropped, and the honest one after it arrived\n/v1/drops: pod {}, {}: {}",
+        word("pod"),
+        word("reason"),
+        word("because")
+    ))
 }
