@@ -101,7 +101,8 @@ fn bpf_lints() -> Result<Option<String>> {
         .args(["clippy", "--locked", "--package", "netd-bpf", "-Z", "build-std=core", "--target", target])
         .arg("--target-dir")
         .arg(cargo::target_dir().join("bpf-lints"))
-        .args(["--", "-D", "warnings"])
+        // A key passed by value is a copy on a stack of 512 bytes.
+        .args(["--", "-D", "warnings", "-A", "clippy::needless_borrows_for_generic_args"])
         .env("RUSTC", &toolchain.rustc)
         .env("CARGO", &toolchain.cargo)
         .env("RUSTC_BOOTSTRAP", "1")

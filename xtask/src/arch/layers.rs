@@ -8,7 +8,7 @@ pub(super) const PURE: u8 = 2;
 
 /// Modules and their layers. The longest match wins, so that one folder can span layers; whatever is below a
 /// listed module is of its layer.
-const LAYERS: [(&str, u8); 38] = [
+const LAYERS: [(&str, u8); 39] = [
     ("model", BASE),
     ("config", 1),
     ("datapath", 1),
@@ -17,6 +17,7 @@ const LAYERS: [(&str, u8); 38] = [
     ("net", 1),
     ("telemetry", 1),
     ("net::plan", PURE),
+    ("net::route", BASE),
     ("policy", PURE),
     ("service", PURE),
     ("ipam", PURE),
@@ -51,8 +52,10 @@ const LAYERS: [(&str, u8); 38] = [
 
 /// The layer of a path into the crate, or nothing if its module is not in the table.
 pub(super) fn of(path: &[String]) -> Option<u8> {
-    if let [_, second, ..] = path
+    // `cli::config` is the command of that name.
+    if let [first, second, ..] = path
         && second == "config"
+        && first != "cli"
     {
         return Some(BASE);
     }

@@ -1,7 +1,7 @@
 //! From tokens to what a file refers to: its `use` trees and the paths in its code, as absolute module paths.
 //!
 //! It is a reader of names, not a compiler: macros are read as the tokens they are given, and a name brought
-//! in by `use` counts for the whole file. `#[cfg(test)]` items are left out.
+//! in by a `use` inside a function counts for its whole module. `#[cfg(test)]` items are left out.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,11 +10,20 @@ use super::lexer::Token;
 /// A path from the crate's root, without `crate`: `["net", "plan", "Route"]`.
 pub(super) type Path = Vec<String>;
 
+/// One path into the crate.
+#[derive(Debug)]
+pub(super) struct Reference {
+    pub(super) path: Path,
+    pub(super) line: usize,
+    /// A `use` for this file alone. Where it brings in a module, what is taken from the module counts, and
+    /// that is a reference of its own.
+    pub(super) private_import: bool,
+}
+
 /// What a file refers to and declares.
 #[derive(Debug, Default)]
 pub(super) struct Reading {
-    /// Each path into the crate, with the line.
-    pub(super) references: Vec<(Path, usize)>,
+    pub(super) references: Vec<Reference>,
     /// Modules declared under `#[cfg(test)]` that live in files of their own.
     pub(super) test_modules: Vec<Path>,
     /// Lines with the word `unsafe`, tests included.
@@ -31,8 +40,8 @@ pub(super) fn read(name: &str, module: &[String], tokens: &[(Token, usize)]) -> 
         depth: 0,
         inner: Vec::new(),
         children: children(module, tokens),
-        aliases: BTreeMap::new(),
-        pending: Vec::new(),
+        imports: Vec::new(),
+        paths: Vec::new(),
         reading: Reading::default(),
     };
     reader.reading.unsafe_lines =
@@ -40,6 +49,17 @@ pub(super) fn read(name: &str, module: &[String], tokens: &[(Token, usize)]) -> 
     reader.run();
     reader.resolve();
     reader.reading
+}
+
+/// One name brought in by a `use` tree; its meaning is found when the whole file is read.
+struct Import {
+    /// Where the `use` stands.
+    module: Path,
+    path: Path,
+    /// Nothing for `*`.
+    name: Option<String>,
+    line: usize,
+    private: bool,
 }
 
 struct Reader<'a> {
@@ -54,10 +74,9 @@ struct Reader<'a> {
     inner: Vec<usize>,
     /// All modules declared in this file, by full path.
     children: BTreeSet<Path>,
-    /// Names brought in by `use`.
-    aliases: BTreeMap<String, Path>,
-    /// Paths of code, resolved when all aliases are known: (module, segments, line).
-    pending: Vec<(Path, Path, usize)>,
+    imports: Vec<Import>,
+    /// Paths of code: (module, segments, line).
+    paths: Vec<(Path, Path, usize)>,
     reading: Reading,
 }
 
@@ -68,8 +87,12 @@ impl Reader<'_> {
             match token {
                 Token::Mark('#') if self.is_cfg_test() => self.skip_test_item(),
                 Token::Word(word) if word == "use" && self.begins_item() => {
+                    // `pub use`, `pub(crate) use`
+                    let private = !self
+                        .before()
+                        .is_some_and(|token| is_word(token, "pub") || *token == Token::Mark(')'));
                     self.at += 1;
-                    self.use_tree(&Vec::new());
+                    self.use_tree(&Vec::new(), private);
                 }
                 Token::Word(word) if word == "mod" => self.module_begin(),
                 Token::Mark('{') => {
@@ -87,7 +110,7 @@ impl Reader<'_> {
                 Token::Word(_) if !matches!(self.before(), Some(Token::Colons | Token::Mark('.'))) => {
                     let path = self.simple_path();
                     if path.len() > 1 {
-                        self.pending.push((self.module.clone(), path, line));
+                        self.paths.push((self.module.clone(), path, line));
                     }
                 }
                 _ => self.at += 1,
@@ -116,7 +139,7 @@ impl Reader<'_> {
     }
 
     /// One branch of a `use` tree below `prefix`, up to its `,`, `}` or `;`.
-    fn use_tree(&mut self, prefix: &Path) {
+    fn use_tree(&mut self, prefix: &Path, private: bool) {
         let line = self.tokens.get(self.at).map_or(0, |(_, line)| *line);
         if self.peek(0) == Some(&Token::Colons) {
             self.at += 1;
@@ -130,7 +153,7 @@ impl Reader<'_> {
             Some(Token::Mark('{')) => {
                 self.at += 1;
                 while !matches!(self.peek(0), None | Some(Token::Mark('}'))) {
-                    self.use_tree(&path);
+                    self.use_tree(&path, private);
                     if self.peek(0) == Some(&Token::Mark(',')) {
                         self.at += 1;
                     } else if self.peek(0) != Some(&Token::Mark('}')) {
@@ -141,7 +164,13 @@ impl Reader<'_> {
             }
             Some(Token::Mark('*')) => {
                 self.at += 1;
-                self.imported(&path, None, line);
+                self.imports.push(Import {
+                    module: self.module.clone(),
+                    path,
+                    name: None,
+                    line,
+                    private: false,
+                });
             }
             _ => {
                 let alias = if self.peek(0).is_some_and(|token| is_word(token, "as")) {
@@ -154,17 +183,9 @@ impl Reader<'_> {
                     path.pop();
                 }
                 let name = alias.or_else(|| path.last().cloned());
-                self.imported(&path, name, line);
+                self.imports.push(Import { module: self.module.clone(), path, name, line, private });
             }
         }
-    }
-
-    fn imported(&mut self, path: &[String], name: Option<String>, line: usize) {
-        let Some(full) = self.absolute(&self.module, path) else { return };
-        if let Some(name) = name {
-            self.aliases.insert(name, full.clone());
-        }
-        self.reading.references.push((full, line));
     }
 
     /// The absolute form of a path that names this crate outright: by `crate`, `self`, `super`, the crate's
@@ -194,18 +215,49 @@ impl Reader<'_> {
         Some(from)
     }
 
-    /// Paths of code, now that all aliases are known.
+    /// Turns names into references. An import may build on another one, so they are gone through until
+    /// nothing more is learnt.
     fn resolve(&mut self) {
-        for (module, path, line) in std::mem::take(&mut self.pending) {
-            let full = self.absolute(&module, &path).or_else(|| {
-                let (first, rest) = path.split_first()?;
-                let alias = self.aliases.get(first)?;
-                Some(alias.iter().chain(rest).cloned().collect())
-            });
-            if let Some(full) = full {
-                self.reading.references.push((full, line));
+        let mut names: BTreeMap<(Path, String), Path> = BTreeMap::new();
+        let mut waiting = std::mem::take(&mut self.imports);
+        loop {
+            let before = waiting.len();
+            let mut unknown = Vec::new();
+            for import in waiting {
+                let Some(full) = self.full(&names, &import.module, &import.path) else {
+                    unknown.push(import);
+                    continue;
+                };
+                if let Some(name) = import.name {
+                    names.insert((import.module, name), full.clone());
+                }
+                let (line, private_import) = (import.line, import.private);
+                self.reading.references.push(Reference { path: full, line, private_import });
+            }
+            waiting = unknown;
+            if waiting.len() == before {
+                break;
             }
         }
+        for (module, path, line) in std::mem::take(&mut self.paths) {
+            if let Some(path) = self.full(&names, &module, &path) {
+                self.reading.references.push(Reference { path, line, private_import: false });
+            }
+        }
+    }
+
+    /// The absolute form of a path, if it leads into this crate.
+    fn full(
+        &self,
+        names: &BTreeMap<(Path, String), Path>,
+        module: &[String],
+        path: &[String],
+    ) -> Option<Path> {
+        self.absolute(module, path).or_else(|| {
+            let (first, rest) = path.split_first()?;
+            let known = names.get(&(module.to_vec(), first.clone()))?;
+            Some(known.iter().chain(rest).cloned().collect())
+        })
     }
 
     /// At `mod`: `mod x;` is a file of its own, `mod x {` an inline module.

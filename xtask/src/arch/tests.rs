@@ -55,6 +55,34 @@ fn every_form_of_a_path_is_seen() {
 }
 
 #[test]
+fn what_is_taken_from_an_imported_module_counts() {
+    let with = |text| {
+        said(&[
+            ("src/config.rs", text),
+            ("src/agent.rs", ""),
+            ("src/agent/config.rs", ""),
+            ("src/cli.rs", ""),
+        ])
+    };
+    assert_eq!(with("use crate::{agent, cli as c};\nfn f(_: agent::config::Config) {}"), [""; 0]);
+    assert_eq!(
+        with("use crate::agent;\nfn f(_: agent::Agent) {}"),
+        ["src/config.rs:3: config imports agent::Agent: layer 1 must not import layer 4"]
+    );
+    assert_eq!(with("use crate::agent;\nuse agent::config as c;\nfn f(_: c::Config) {}"), [""; 0]);
+    assert_eq!(with("use crate::agent;\nuse agent::Agent;").len(), 1);
+    assert_eq!(with("pub use crate::agent;").len(), 1);
+    assert_eq!(with("pub(crate) use crate::agent;").len(), 1);
+    assert_eq!(with("use crate::agent::*;").len(), 1);
+}
+
+#[test]
+fn a_name_means_what_its_own_module_imported() {
+    let text = "use crate::model as m;\nmod inner { use crate::cli as m; }\nfn f() { m::x() }";
+    assert_eq!(said(&[("src/net/links.rs", text), ("src/cli.rs", ""), ("src/model.rs", "")]), [""; 0]);
+}
+
+#[test]
 fn what_is_no_code_is_no_import() {
     for text in [
         "// use crate::cli::Cli;",
@@ -119,6 +147,7 @@ fn a_folder_that_spans_layers_is_mapped_by_file() {
     assert_eq!(layer("ipam::config::Config"), Some(0));
     assert_eq!(layer("cni::types"), Some(1));
     assert_eq!(layer("cni::server"), Some(3));
+    assert_eq!(layer("cli::config"), Some(5));
     assert_eq!(layer("netx"), None);
 }
 

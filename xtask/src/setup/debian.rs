@@ -11,7 +11,7 @@ use crate::{cargo, out};
 pub(super) fn install(packages: &[(&str, &str)], otherwise: &[String]) -> Result<()> {
     let names: Vec<&str> = packages.iter().map(|(name, _)| *name).collect();
     for (name, why) in packages {
-        say("get", name, why);
+        say("need", name, why);
     }
     if !is_debian() {
         bail!("this is neither Debian nor Ubuntu; install yourself:\n  {}", otherwise.join("\n  "));
