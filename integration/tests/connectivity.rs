@@ -283,11 +283,8 @@ fn endpoints_change_under_traffic_without_a_failed_request() -> Result<()> {
                 answering(&client.netns, Proto::Tcp, at(vip), names)?;
             }
         }
-        for load in loads {
-            load.more(5)?;
-            load.stop()?.none_failed()?;
-        }
-        Ok(())
+        Load::all_more(&loads, 5)?;
+        Load::none_failed(loads)
     })
 }
 
