@@ -48,7 +48,9 @@ use ready::Readiness;
 use seams::{Maps, OnNode};
 use state::State;
 use std::net::TcpListener;
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tasks::Tasks;
@@ -76,6 +78,15 @@ pub enum Error {
     /// The CNI server.
     #[error("the CNI server does not start")]
     Cni(#[from] server::OpenError),
+    /// A folder that must survive a reboot.
+    #[error("cannot create the state folder {}", path.display())]
+    StateDir {
+        /// Its path.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
     /// A listener.
     #[error("cannot listen on {on}")]
     Listen {
@@ -151,6 +162,11 @@ async fn start(config: Config, started: Instant) -> Result<Agent, Error> {
     let readiness = Readiness::default();
     let settings = watch::Sender::new(Arc::new(config.clone()));
     let store = Arc::new(Store::new());
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&config.agent.state_dir)
+        .map_err(|source| Error::StateDir { path: config.agent.state_dir.clone(), source })?;
 
     let datapath_config = config.datapath.clone();
     let (datapath, report) = tokio::task::spawn_blocking(move || Datapath::open(&datapath_config))

@@ -285,6 +285,13 @@ impl Source {
         for (path, message) in &listing.failed {
             problems.push(at(path, Severity::Error, message.clone()));
         }
+        for path in &listing.circles {
+            problems.push(at(
+                path,
+                Severity::Warning,
+                "ignored: a link to a folder that it is in".to_owned(),
+            ));
+        }
         if let Some(trouble) = self.watch.trouble() {
             let message = format!("{trouble}; changes are seen within {} s", RESCAN_BLIND.as_secs());
             problems.push(at(&self.root, Severity::Warning, message));

@@ -108,12 +108,12 @@ fn log_changes(old: &[Problem], new: &[Problem]) {
     let old: BTreeSet<_> = old.iter().collect();
     let new: BTreeSet<_> = new.iter().collect();
     for problem in old.difference(&new) {
-        tracing::info!(target: "netd::state", "no longer: {problem}");
+        tracing::info!("no longer: {problem}");
     }
     for problem in new.difference(&old) {
         match problem.severity {
-            Severity::Error => tracing::warn!(target: "netd::state", "not in force: {problem}"),
-            Severity::Warning => tracing::warn!(target: "netd::state", "{problem}"),
+            Severity::Error => tracing::warn!("not in force: {problem}"),
+            Severity::Warning => tracing::warn!("{problem}"),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The CNI server's [`Plumbing`] over the real kernel, datapath, state folder and store.
 
 use super::ready::Readiness;
-use crate::cni::server::{Fault, Host, HostEnd, Interface, Link, Lookup, Plumbing, Row};
+use crate::cni::server::{Fault, Host, HostEnd, Interface, Link, Lookup, Plumbing, Row, Status};
 use crate::datapath::{self, Datapath};
 use crate::directory::status::{self, PodStatus};
 use crate::ipam::ledger::{Attachment, Entry};
@@ -15,6 +15,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinError;
+
+/// How far the source may lag behind what a runtime knows: its debounce, and as much again.
+const SOURCE_LAG: Duration = Duration::from_millis(50);
 
 /// What the agent's CNI server works on.
 #[derive(Debug)]
@@ -108,10 +111,16 @@ fn pod_row(entry: &Entry, link: &Link) -> Pod {
 impl Plumbing for Kernel {
     async fn lookup(&self, pod: &ObjectName, wait: Duration) -> Lookup {
         let mut snapshots = self.store.subscribe();
-        let Ok(Ok(snapshot)) =
-            tokio::time::timeout(wait, snapshots.wait_for(|snapshot| snapshot.synced)).await
-        else {
-            return Lookup::Unsynced;
+        match tokio::time::timeout(wait, snapshots.wait_for(|snapshot| snapshot.synced)).await {
+            Ok(Ok(_)) => {}
+            _ => return Lookup::Unsynced,
+        }
+        // What was written just before the ADD must count: its annotations may ask for an address.
+        let known = snapshots.wait_for(|snapshot| snapshot.model.pods.contains_key(pod));
+        let found = tokio::time::timeout(SOURCE_LAG, known).await;
+        let snapshot = match found {
+            Ok(Ok(snapshot)) => Arc::clone(&snapshot),
+            _ => return Lookup::Unknown,
         };
         snapshot.model.pods.get(pod).cloned().map_or(Lookup::Unknown, Lookup::Known)
     }
@@ -143,14 +152,15 @@ impl Plumbing for Kernel {
     async fn links(&self) -> Result<Vec<HostEnd>, Fault> {
         let ends = pod::list(&self.netlink).await.map_err(link_fault)?;
         let ends = ends.into_iter().map(|end| HostEnd {
-            name: end.name,
-            alias: end.alias,
-            link: Link {
+            ifindex: end.ifindex,
+            link: end.pod_mac.map(|pod_mac| Link {
                 host_ifindex: end.ifindex,
                 host_mac: end.host_mac,
-                pod_mac: end.pod_mac.unwrap_or_default(),
+                pod_mac,
                 mtu: end.mtu,
-            },
+            }),
+            name: end.name,
+            alias: end.alias,
             addresses: end.addresses,
         });
         Ok(ends.collect())
@@ -196,15 +206,16 @@ impl Plumbing for Kernel {
         self.blocking(move |_| status::write(&state, &report)).await
     }
 
-    async fn remove_status(&self, pod: &ObjectName, container_id: &str) -> Result<(), Fault> {
-        let (state, pod, container_id) = (self.state.clone(), pod.clone(), container_id.to_owned());
-        self.blocking(move |_| status::remove(&state, &pod, &container_id)).await.map(drop)
+    async fn remove_status(&self, status: &Status) -> Result<(), Fault> {
+        let (state, status) = (self.state.clone(), status.clone());
+        let remove = move |_: &Datapath| status::remove(&state, &status.pod, &status.container_id);
+        self.blocking(remove).await.map(drop)
     }
 
-    async fn statuses(&self) -> Result<Vec<(ObjectName, String)>, Fault> {
+    async fn statuses(&self) -> Result<Vec<Status>, Fault> {
         let (state, node) = (self.state.clone(), self.node.clone());
         let (reports, _) = self.blocking(move |_| status::read_all(&state)).await?;
         let own = reports.into_iter().filter(|report| report.node == node);
-        Ok(own.map(|report| (report.pod(), report.container_id)).collect())
+        Ok(own.map(|report| Status { pod: report.pod(), container_id: report.container_id }).collect())
     }
 }

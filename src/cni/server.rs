@@ -29,7 +29,9 @@ use tokio::sync::RwLock;
 use tokio_util::task::TaskTracker;
 
 pub use api::router;
-pub use plumbing::{Fault, Host, HostEnd, Interface, Link, Lookup, Plumbing, Row, alias, parse_alias};
+pub use plumbing::{
+    Fault, Host, HostEnd, Interface, Link, Lookup, Plumbing, Row, Status, alias, parse_alias,
+};
 pub use recover::Recovery;
 
 /// How long another owner of the ledger (a plugin that works without an agent) may keep the agent waiting.
@@ -208,12 +210,16 @@ impl<P: Plumbing> Server<P> {
     /// Undoes all steps of an attachment, whichever were done. The row stays if the kernel refuses, so that
     /// its addresses are not given to another.
     async fn detach(&self, entry: &Entry) -> Result<(), Error> {
-        if let Some(pod) = &entry.pod
-            && self.ledger.state().entries().all(|other| other.pod != entry.pod || is_same(other, entry))
-            && let Err(fault) = self.plumbing.remove_status(pod, &entry.attachment.container_id).await
+        let same_container = |other: &&Arc<Entry>| {
+            other.attachment.container_id == entry.attachment.container_id
+                && other.attachment != entry.attachment
+        };
+        if let Some(status) = Status::of(entry)
+            && self.ledger.state().entries().find(same_container).is_none()
+            && let Err(fault) = self.plumbing.remove_status(&status).await
         {
             // Recovery will find it again; the pod's end must not wait for a folder.
-            tracing::warn!(%pod, error = types::chain(&fault), "cannot remove the pod's status");
+            tracing::warn!(pod = %status.pod, error = types::chain(&fault), "cannot remove the pod's status");
         }
         self.unplug(&entry.host_name, &entry.addresses).await?;
         let attachment = entry.attachment.clone();
@@ -267,10 +273,6 @@ impl<P: Plumbing> Server<P> {
             None => Err(differs(format!("no map row for interface {}", link.host_ifindex))),
         }
     }
-}
-
-fn is_same(one: &Entry, other: &Entry) -> bool {
-    one.attachment == other.attachment
 }
 
 fn ledger_failed(error: &ledger::Error) -> Error {

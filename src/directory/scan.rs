@@ -10,7 +10,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// Deeper folders are not looked into: there are none but by a circle of links.
+/// Deeper folders are not looked into.
 const DEEPEST: usize = 16;
 /// A larger file is refused rather than read into memory.
 const LARGEST: u64 = 64 << 20;
@@ -66,6 +66,8 @@ pub(super) struct Listing {
     pub(super) folders: Vec<PathBuf>,
     /// Files and folders that could not be looked at: nothing is known about what is in them.
     pub(super) failed: Vec<(PathBuf, String)>,
+    /// Links back to a folder that they are in, whose files are here already.
+    pub(super) circles: Vec<PathBuf>,
 }
 
 impl Listing {
@@ -101,8 +103,12 @@ fn folder(
         Ok(metadata) => (metadata.dev(), metadata.ino()),
         Err(error) => return failed(listing, path, &error),
     };
-    if open.contains(&identity) || open.len() >= DEEPEST {
-        listing.failed.push((path.to_owned(), "is within itself, by a link, or too deep".to_owned()));
+    if open.contains(&identity) {
+        listing.circles.push(path.to_owned());
+        return;
+    }
+    if open.len() >= DEEPEST {
+        listing.failed.push((path.to_owned(), format!("is more than {DEEPEST} folders deep")));
         return;
     }
     enter(path, identity);

@@ -15,8 +15,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
-/// A file that stays open for writing is read all the same after this time.
+/// A file that stays open for writing is read all the same this long after it was last written to.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// And this long after the writing began.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Changes since they were last taken.
 #[derive(Debug, Default)]
@@ -41,7 +43,16 @@ pub(super) struct Busy {
 #[derive(Clone, Copy, Debug)]
 struct Writing {
     since: Instant,
+    last: Instant,
     only_created: bool,
+}
+
+impl Writing {
+    /// A file was created.
+    fn begin() -> Self {
+        let now = Instant::now();
+        Self { since: now, last: now, only_created: true }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -123,10 +134,19 @@ impl Watch {
                 Err(error) => self.trouble = Some(format!("cannot watch: {error}")),
             }
         }
+        let changes = self.take();
+        // A folder that was removed or moved lost its watch, even if one with its number is there again.
+        for folder in &changes.dirty {
+            self.forget(folder);
+        }
         let above = self.root.ancestors().skip(1).find_map(|above| Some((above, identity(above)?)));
         if let Some((above, identity)) = above.map(|(above, identity)| (above.to_owned(), identity)) {
             self.enter(&above, identity);
         }
+        changes
+    }
+
+    fn take(&self) -> Changes {
         let mut pending = self.shared.pending();
         let now = Instant::now();
         let mut changes = Changes {
@@ -135,7 +155,9 @@ impl Watch {
             all: std::mem::take(&mut pending.all),
         };
         pending.writing.retain(|path, writing| {
-            let left = PATIENCE.saturating_sub(now.saturating_duration_since(writing.since));
+            let left = PATIENCE
+                .saturating_sub(now.saturating_duration_since(writing.last))
+                .min(LONGEST_PATIENCE.saturating_sub(now.saturating_duration_since(writing.since)));
             if left.is_zero() {
                 changes.dirty.insert(path.clone());
                 return false;
@@ -149,14 +171,12 @@ impl Watch {
     /// A folder is about to be listed.
     pub(super) fn enter(&mut self, folder: &Path, identity: Identity) {
         self.seen.insert(folder.to_owned());
-        let Some(watcher) = &mut self.watcher else { return };
         if self.watched.get(folder) == Some(&identity) {
             return;
         }
-        if self.watched.remove(folder).is_some() {
-            // Another folder took its path. The old watch may have gone with the old folder: no matter.
-            drop(watcher.unwatch(folder));
-        }
+        // Another folder may have taken its path.
+        self.forget(folder);
+        let Some(watcher) = &mut self.watcher else { return };
         match watcher.watch(folder, RecursiveMode::NonRecursive) {
             Ok(()) => {
                 self.watched.insert(folder.to_owned(), identity);
@@ -172,10 +192,14 @@ impl Watch {
         let gone: Vec<PathBuf> =
             self.watched.keys().filter(|folder| !self.seen.contains(*folder)).cloned().collect();
         for folder in gone {
-            self.watched.remove(&folder);
-            if let Some(watcher) = &mut self.watcher {
-                drop(watcher.unwatch(&folder));
-            }
+            self.forget(&folder);
+        }
+    }
+
+    fn forget(&mut self, folder: &Path) {
+        if let (Some(_), Some(watcher)) = (self.watched.remove(folder), &mut self.watcher) {
+            // The watch may have gone with the folder: no matter.
+            drop(watcher.unwatch(folder));
         }
     }
 }
@@ -208,12 +232,11 @@ fn note(root: &Path, shared: &Shared, event: notify::Result<notify::Event>) {
         wake = true;
         match event.kind {
             EventKind::Modify(ModifyKind::Data(_)) => {
-                let fresh = Writing { since: Instant::now(), only_created: false };
-                pending.writing.entry(path).or_insert(fresh).only_created = false;
+                let writing = pending.writing.entry(path).or_insert_with(Writing::begin);
+                (writing.last, writing.only_created) = (Instant::now(), false);
             }
             EventKind::Create(CreateKind::File) => {
-                let fresh = Writing { since: Instant::now(), only_created: true };
-                pending.writing.insert(path.clone(), fresh);
+                pending.writing.insert(path.clone(), Writing::begin());
                 pending.dirty.insert(path);
             }
             // A chmod amid the writing ends nothing.

@@ -23,6 +23,15 @@ impl Place {
         Self { line: number(line.try_into().ok()), column: number(column.try_into().ok()) }
     }
 
+    /// What `place` is to a part of the file that begins at `self`: undoes [`Self::of`].
+    pub(super) const fn within(self, place: Self) -> Self {
+        if place.line <= self.line {
+            Self { line: 1, column: place.column.saturating_sub(self.column).saturating_add(1) }
+        } else {
+            Self { line: place.line.saturating_sub(self.line).saturating_add(1), column: place.column }
+        }
+    }
+
     /// The place in the file of a place in a part of it that begins at `self`.
     pub(super) const fn of(self, inner: Self) -> Self {
         if inner.line <= 1 {

@@ -173,9 +173,13 @@ pub struct Opened {
 }
 
 impl Ledger {
-    /// Locks and reads the ledger, waiting up to `patience` for another owner to finish.
+    /// Locks and reads the ledger, waiting up to `patience` for another owner to finish. Makes its folder,
+    /// if there is none.
     pub fn open(path: &Path, cool_down: Duration, patience: Duration) -> Result<Opened, Error> {
         let deadline = Instant::now() + patience;
+        if let Some(dir) = path.parent() {
+            std::fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
+        }
         let store = loop {
             match Store::lock(path) {
                 Err(Error::Locked { .. }) if Instant::now() < deadline => {

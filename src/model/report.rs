@@ -3,9 +3,9 @@
 //! A [`Report`] is the whole present set, not a change: whoever shows it (status, readiness, metrics) needs
 //! no history. The store logs what came and what went.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// How much a problem matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -21,6 +21,7 @@ pub enum Severity {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Problem {
     /// The file or folder.
+    #[serde(serialize_with = "lossy")]
     pub path: PathBuf,
     /// Line, from 1.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -35,6 +36,11 @@ pub struct Problem {
     pub object: Option<String>,
     /// What is wrong, with the field if one is concerned.
     pub message: String,
+}
+
+/// A name that is not UTF-8 is shown as well as can be, rather than not at all.
+fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
 }
 
 impl fmt::Display for Problem {

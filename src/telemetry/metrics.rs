@@ -131,7 +131,7 @@ mod tests {
     fn modules_register_their_own() {
         let mut metrics = Metrics::new();
         let adds: Counter = Counter::default();
-        metrics.module("cni").register("adds", "ADDs answered", adds.clone());
+        metrics.registry().register("cni_adds", "ADDs answered", adds.clone());
         adds.inc_by(3);
         let text = metrics.encode().expect("text");
         assert!(text.contains("# TYPE netd_cni_adds counter\nnetd_cni_adds_total 3\n"), "{text}");

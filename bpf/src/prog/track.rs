@@ -19,6 +19,8 @@ enum Known {
     New,
     /// Go on as you are.
     Direct,
+    /// Not translated, and nobody answered yet: perhaps the Service was not there when it began.
+    Unanswered,
     /// Translate.
     Translated,
 }
@@ -30,14 +32,17 @@ pub(super) fn from_pod(ctx: &TcContext, run: &mut Run, packet: &mut Packet) -> R
         return Ok(());
     }
     let mut to = Translation::none();
-    match known(run, packet, &mut to) {
+    let recorded = match known(run, packet, &mut to) {
         Known::Direct => return Ok(()),
         Known::Translated => return rewrite::translate(ctx, packet, &to),
-        Known::New => {}
-    }
+        Known::Unanswered => true,
+        Known::New => false,
+    };
     let mut choice = Choice::default();
     if !balance::choose(ctx, run, packet, &mut choice)? {
-        record_direct(run, packet);
+        if !recorded {
+            record_direct(run, packet);
+        }
         return Ok(());
     }
     if !run.explain && record_service(packet, &choice).is_err() {
@@ -56,7 +61,7 @@ pub(super) fn to_pod(ctx: &TcContext, run: &mut Run, packet: &mut Packet) -> Res
     let mut to = Translation::none();
     match known(run, packet, &mut to) {
         Known::Translated if to.end == End::Source => rewrite::translate(ctx, packet, &to),
-        Known::Direct | Known::Translated => Ok(()),
+        Known::Direct | Known::Unanswered | Known::Translated => Ok(()),
         Known::New => {
             record_direct(run, packet);
             Ok(())
@@ -94,6 +99,7 @@ fn known(run: &mut Run, packet: &Packet, to: &mut Translation) -> Known {
     to.end = match (flow.role, forward) {
         (role::FORWARD, true) => End::Destination,
         (role::REPLY, false) => End::Source,
+        (role::DIRECT, true) if flow.flags & flow_flag::REPLIED == 0 => return Known::Unanswered,
         _ => return Known::Direct,
     };
     to.addr = flow.xlat_addr;

@@ -25,7 +25,7 @@ pub trait Kernel {
     fn expel(&self, bpffs: &Path, host_name: &str, addresses: &[IpAddr]) -> Result<(), Problem>;
     /// Compares a link with what it is to be; the error says what differs.
     fn check(&self, entry: &Entry) -> Result<(), Problem>;
-    /// Removes a pod's status file, if it is still about this container. Success if there is none.
+    /// Removes a pod's status file, if it is about this container. Success if there is none.
     fn remove_status(&self, dir: &Path, pod: &ObjectName, container_id: &str) -> Result<(), Problem>;
 }
 
@@ -170,9 +170,12 @@ impl<K: Kernel> Offline<'_, K> {
         let Some(entry) = state.get(attachment) else {
             return self.unplug(&self.kernel.host_name(attachment), &[]);
         };
-        let another = state.entries().any(|other| other.pod == entry.pod && other.attachment != *attachment);
+        let id = &attachment.container_id;
+        let another = state
+            .entries()
+            .any(|other| other.attachment.container_id == *id && other.attachment != *attachment);
         if let (Some(dir), Some(pod), false) = (state.status_dir(), &entry.pod, another)
-            && let Err(problem) = self.kernel.remove_status(dir, pod, &attachment.container_id)
+            && let Err(problem) = self.kernel.remove_status(dir, pod, id)
         {
             tracing::warn!(%pod, error = chain(&*problem), "cannot remove the pod's status");
         }

@@ -83,15 +83,17 @@ pub struct Link {
     pub mtu: u32,
 }
 
-/// The host's end of a link that bears netd's alias.
+/// The host's end of a link of netd's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostEnd {
+    /// Its index.
+    pub ifindex: u32,
     /// Its name.
     pub name: String,
-    /// `netd:…`.
+    /// `netd:…`; empty if it was never finished.
     pub alias: String,
-    /// The link.
-    pub link: Link,
+    /// The link, as far as it can be told from this side; none where the inner end must be asked.
+    pub link: Option<Link>,
     /// From the host's routes to it.
     pub addresses: Vec<IpAddr>,
 }
@@ -127,6 +129,23 @@ impl From<&netd_bpf::pod::Pod> for Row {
     }
 }
 
+/// Whose addresses were told to the other nodes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Status {
+    /// The pod.
+    pub pod: ObjectName,
+    /// Its sandbox.
+    pub container_id: String,
+}
+
+impl Status {
+    /// Of a row; none where there is no pod.
+    #[must_use]
+    pub fn of(entry: &Entry) -> Option<Self> {
+        Some(Self { pod: entry.pod.clone()?, container_id: entry.attachment.container_id.clone() })
+    }
+}
+
 /// The kernel, the datapath and the source of state. Boundaries between methods are boundaries between
 /// steps: each of them either happens or does not.
 pub trait Plumbing: Send + Sync + 'static {
@@ -144,7 +163,7 @@ pub trait Plumbing: Send + Sync + 'static {
     fn delete(&self, host_name: &str) -> impl Future<Output = Result<bool, Fault>> + Send;
     /// Compares a link with what it is to be.
     fn check(&self, interface: &Interface) -> impl Future<Output = Result<Link, Fault>> + Send;
-    /// All links that bear netd's alias in this network namespace.
+    /// All links of netd's in this network namespace, finished or not.
     fn links(&self) -> impl Future<Output = Result<Vec<HostEnd>, Fault>> + Send;
 
     /// Attaches the programs to the host's end; replaces those that are there.
@@ -159,14 +178,10 @@ pub trait Plumbing: Send + Sync + 'static {
 
     /// Tells the other nodes the pod's addresses.
     fn write_status(&self, entry: &Entry) -> impl Future<Output = Result<(), Fault>> + Send;
-    /// Takes that back, if it is still about this container. Success if there is none.
-    fn remove_status(
-        &self,
-        pod: &ObjectName,
-        container_id: &str,
-    ) -> impl Future<Output = Result<(), Fault>> + Send;
-    /// The pods whose status this node wrote, with their containers; never another node's.
-    fn statuses(&self) -> impl Future<Output = Result<Vec<(ObjectName, String)>, Fault>> + Send;
+    /// Takes that back, if it is about this container. Success if there is none, or it is another's.
+    fn remove_status(&self, status: &Status) -> impl Future<Output = Result<(), Fault>> + Send;
+    /// What this node has told; never what another did.
+    fn statuses(&self) -> impl Future<Output = Result<Vec<Status>, Fault>> + Send;
 }
 
 /// `netd:<container id>:<interface>:<namespace>/<name>`, without the pod where it is unknown or where it

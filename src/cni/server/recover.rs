@@ -14,10 +14,9 @@
 //! the namespace it leads into.
 
 use super::add::is_primary;
-use super::{Host, HostEnd, Interface, OpenError, Plumbing, Row, Server, parse_alias};
+use super::{Host, HostEnd, Interface, OpenError, Plumbing, Row, Server, Status, parse_alias};
 use crate::cni::types::{self, NETWORK};
 use crate::ipam::ledger::{Entry, Fresh, Recovered, State};
-use crate::model::ObjectName;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -53,7 +52,7 @@ impl<P: Plumbing> Server<P> {
         let _gate = self.gate.write().await;
         let read = |what| move |source| OpenError::Read { what, source };
         let mut links = self.plumbing.links().await.map_err(read("links"))?;
-        links.sort_by_key(|end| end.link.host_ifindex);
+        links.sort_by_key(|end| end.ifindex);
         let rows = self.plumbing.rows().await.map_err(read("map rows"))?;
         let statuses = self.plumbing.statuses().await.map_err(read("status files"))?;
 
@@ -67,7 +66,7 @@ impl<P: Plumbing> Server<P> {
 
         let links: BTreeMap<&str, &HostEnd> = links.iter().map(|end| (end.name.as_str(), end)).collect();
         for entry in self.ledger.state().entries() {
-            let has_status = entry.pod.as_ref().is_some_and(|pod| statuses.contains(pod));
+            let has_status = Status::of(entry).is_some_and(|status| statuses.contains(&status));
             let undo = match links.get(entry.host_name.as_str()) {
                 Some(end) => !has_status && self.is_half_made(entry, end).await,
                 None => true,
@@ -108,19 +107,16 @@ impl<P: Plumbing> Server<P> {
         Ok(())
     }
 
-    async fn remove_statuses(
-        &self,
-        statuses: Vec<(ObjectName, String)>,
-        recovery: &mut Recovery,
-    ) -> BTreeSet<ObjectName> {
+    async fn remove_statuses(&self, statuses: Vec<Status>, recovery: &mut Recovery) -> BTreeSet<Status> {
         let state = self.ledger.state();
         let mut kept = BTreeSet::new();
-        for (pod, container_id) in statuses {
-            if state.entries().any(|entry| entry.pod.as_ref() == Some(&pod)) {
-                kept.insert(pod);
+        for status in statuses {
+            if state.entries().any(|entry| Status::of(entry).as_ref() == Some(&status)) {
+                kept.insert(status);
                 continue;
             }
-            match self.plumbing.remove_status(&pod, &container_id).await {
+            let pod = &status.pod;
+            match self.plumbing.remove_status(&status).await {
                 Ok(()) => recovery.statuses_removed += 1,
                 Err(fault) => recovery.problems.push(format!("status of {pod}: {}", types::chain(&fault))),
             }
@@ -159,7 +155,7 @@ impl<P: Plumbing> Server<P> {
             .entries()
             .filter_map(|entry| {
                 let end = links.iter().find(|end| end.name == entry.host_name)?;
-                Some((end.link.host_ifindex, entry))
+                Some((end.ifindex, entry))
             })
             .collect();
         let held: BTreeSet<IpAddr> =
@@ -191,8 +187,15 @@ impl<P: Plumbing> Server<P> {
     /// The steps of ADD that follow the link. Status is only written where there is none.
     async fn replug(&self, entry: &Entry, end: &HostEnd, has_status: bool) -> Result<(), String> {
         let step = |what: &'static str| move |fault| format!("cannot {what}: {}", types::chain(&fault));
-        self.plumbing.attach(entry, &end.link).await.map_err(step("attach the programs"))?;
-        self.plumbing.admit(entry, &end.link).await.map_err(step("write the map rows"))?;
+        let link = match (end.link, Interface::of(entry)) {
+            (Some(link), _) => link,
+            (None, Some(interface)) => {
+                self.plumbing.check(&interface).await.map_err(step("see the inner end of the link"))?
+            }
+            (None, None) => return Err("cannot see the inner end of the link".to_owned()),
+        };
+        self.plumbing.attach(entry, &link).await.map_err(step("attach the programs"))?;
+        self.plumbing.admit(entry, &link).await.map_err(step("write the map rows"))?;
         if !has_status && is_primary(&self.ledger.state(), entry) {
             self.plumbing.write_status(entry).await.map_err(step("report the addresses"))?;
         }
@@ -203,7 +206,7 @@ impl<P: Plumbing> Server<P> {
 /// None for what has no address, and so was never finished, or does not say whose it is.
 fn recovered(end: &HostEnd, rows: &[Row]) -> Option<Recovered> {
     let (attachment, pod) = parse_alias(&end.alias)?;
-    let row = rows.iter().find(|row| row.ifindex == end.link.host_ifindex);
+    let row = rows.iter().find(|row| row.ifindex == end.ifindex);
     let mut addresses = end.addresses.clone();
     for address in row.map_or(&[][..], |row| row.addresses.as_slice()) {
         if !addresses.contains(address) {

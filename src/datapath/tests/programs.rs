@@ -401,3 +401,31 @@ fn a_deleted_frontend_is_gone_for_new_flows() {
         assert_eq!(read(&new.packet).destination.to_string(), "10.96.0.1:80");
     });
 }
+
+#[test]
+fn a_flow_older_than_its_service_finds_it_while_nobody_answered() {
+    isolated(|| {
+        let rig = Rig::new();
+        let destination = |frame: &[u8]| read(&rig.pod_sends(frame).packet).destination.to_string();
+        let syn = tcp("10.0.0.1:1000", "10.96.0.1:80", Segment::Syn);
+        let datagram = udp("10.0.0.1:1000", "10.96.0.1:80");
+        assert_eq!(destination(&syn), "10.96.0.1:80");
+        assert_eq!(destination(&datagram), "10.96.0.1:80");
+        rig.service("10.96.0.1", 80, TCP, &[("10.1.0.1", 8080)]);
+        rig.frontend("10.96.0.1", 80, UDP, kind::BALANCE, 1);
+        assert_eq!(destination(&syn), "10.1.0.1:8080", "the same SYN again");
+        assert_eq!(destination(&datagram), "10.1.0.1:8080");
+    });
+}
+
+#[test]
+fn an_answered_flow_is_never_taken_over_by_a_new_service() {
+    isolated(|| {
+        let rig = Rig::new();
+        rig.pod_sends(&tcp("10.0.0.1:1000", "10.9.0.1:80", Segment::Syn));
+        rig.pod_receives(&tcp("10.9.0.1:80", "10.0.0.1:1000", Segment::Ack));
+        rig.service("10.9.0.1", 80, TCP, &[("10.1.0.1", 8080)]);
+        let ran = rig.pod_sends(&tcp("10.0.0.1:1000", "10.9.0.1:80", Segment::Ack));
+        assert_eq!(read(&ran.packet).destination.to_string(), "10.9.0.1:80");
+    });
+}

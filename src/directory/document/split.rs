@@ -117,43 +117,39 @@ impl Heads {
 pub(super) fn split(text: &str, format: Format) -> Result<Vec<Chunk<'_>>, SyntaxError> {
     // A byte order mark is no content; the parser of JSON does not know it.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let parts = match format {
-        Format::Yaml => yaml_parts(text)?,
-        Format::Json => json_parts(text)?,
-    };
-    let mut chunks = Vec::with_capacity(parts.len());
-    for (part, base) in parts {
-        let mut heads = Heads::default();
-        walk(part, |item| {
-            if let Item::Node(path, node, place, _) = item {
-                heads.node(path, node, place);
-            }
-        })
-        .map_err(|error| SyntaxError { place: base.of(error.place), ..error })?;
-        chunks.extend(heads.finish(part, base)?);
+    let mut chunks = Vec::new();
+    match format {
+        Format::Yaml => split_yaml(text, Place::START, &mut chunks)?,
+        Format::Json => split_json(text, &mut chunks)?,
     }
     Ok(chunks)
 }
 
-/// Each part ends where its document does, so that comments and directives go to the document they precede.
-fn yaml_parts(text: &str) -> Result<Vec<(&str, Place)>, SyntaxError> {
-    let mut parts = Vec::new();
+/// Each chunk ends where its document does, so that comments and directives go to the document they precede.
+fn split_yaml<'t>(text: &'t str, origin: Place, chunks: &mut Vec<Chunk<'t>>) -> Result<(), SyntaxError> {
     let (mut start, mut base) = (0, Place::START);
-    walk(text, |item| {
-        if let Item::DocumentEnd(end, place) = item {
-            parts.extend(text.get(start..end).map(|part| (part, base)));
+    let mut heads = Heads::default();
+    let mut wrong = None;
+    walk(text, |item| match item {
+        Item::Node(path, node, place, _) => heads.node(path, node, base.within(place)),
+        Item::DocumentEnd(end, place) => {
+            let part = text.get(start..end).unwrap_or_default();
+            match std::mem::take(&mut heads).finish(part, origin.of(base)) {
+                Ok(chunk) => chunks.extend(chunk),
+                Err(error) => wrong = wrong.take().or(Some(error)),
+            }
             (start, base) = (end, place);
         }
-    })?;
-    Ok(parts)
+    })
+    .map_err(|error| SyntaxError { place: origin.of(error.place), ..error })?;
+    wrong.map_or(Ok(()), Err)
 }
 
 /// JSON texts one after another, as `kubectl` and `jq` write them; each is checked by the grammar of JSON.
-fn json_parts(text: &str) -> Result<Vec<(&str, Place)>, SyntaxError> {
-    let mut parts = Vec::new();
+fn split_json<'t>(text: &'t str, chunks: &mut Vec<Chunk<'t>>) -> Result<(), SyntaxError> {
     let mut stream = serde_json::Deserializer::from_str(text).into_iter::<serde::de::IgnoredAny>();
     let mut start = 0;
-    let mut base = Place::START;
+    let mut origin = Place::START;
     while let Some(item) = stream.next() {
         item.map_err(|error| SyntaxError {
             place: Place::new(error.line(), error.column()),
@@ -161,11 +157,11 @@ fn json_parts(text: &str) -> Result<Vec<(&str, Place)>, SyntaxError> {
         })?;
         let end = stream.byte_offset();
         let part = text.get(start..end).unwrap_or_default();
-        parts.push((part, base));
-        base = base.of(end_of(part.as_bytes()));
+        split_yaml(part, origin, chunks)?;
+        origin = origin.of(end_of(part.as_bytes()));
         start = end;
     }
-    Ok(parts)
+    Ok(())
 }
 
 /// The message of a JSON error without the place at its end, which is told apart.

@@ -9,14 +9,17 @@ use super::{Entry, Error, LOCK_NAME, Time, VERSION};
 use crate::model::ObjectName;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use std::fs::{self, DirBuilder, File, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
 use std::net::IpAddr;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// First key of the file: says to a reader, human or not, what this is.
 const FORMAT: &str = "netd address ledger";
+
+/// Whoever may read the lock file may lock it, and keep every pod from starting.
+const MODE: u32 = 0o600;
 
 /// An address that rests.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,16 +77,16 @@ pub struct Store {
 }
 
 impl Store {
-    /// Takes the lock, creating its file and the folder, for root only; [`Error::Locked`] if another has it.
+    /// Takes the lock, creating its file; [`Error::Locked`] if another has it.
     pub fn lock(path: &Path) -> Result<Self, Error> {
         let dir = path.parent().unwrap_or_else(|| Path::new("/")).to_owned();
-        DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(|e| Error::io("create", &dir, e))?;
         let lock_path = dir.join(LOCK_NAME);
         let mut lock = File::options()
             .read(true)
             .write(true)
             .create(true)
             .truncate(false)
+            .mode(MODE)
             .open(&lock_path)
             .map_err(|e| Error::io("open", &lock_path, e))?;
         match lock.try_lock() {
@@ -192,7 +195,7 @@ impl Drop for Store {
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = File::create(path)?;
+    let mut file = File::options().write(true).create(true).truncate(true).mode(MODE).open(path)?;
     file.write_all(bytes)?;
     file.sync_all()
 }

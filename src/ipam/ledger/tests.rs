@@ -6,6 +6,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
 
 const COOL_DOWN: Duration = Duration::from_secs(30);
@@ -73,6 +75,9 @@ fn what_was_written_is_read_back() {
     assert_eq!(gone.addresses, ["10.0.0.2", "fd00::2"].map(|a| a.parse::<IpAddr>().unwrap()));
     ledger.commit(|state, _| state.set_status_dir(Some("/srv/status".into()))).unwrap();
     assert_eq!(ledger.state().generation(), 5);
+    for file in [&path, &dir.path().join(LOCK_NAME)] {
+        assert_eq!(fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o600);
+    }
     let before = Arc::clone(ledger.state());
     drop(ledger);
 
@@ -418,7 +423,8 @@ struct Killed(Child);
 
 impl Drop for Killed {
     fn drop(&mut self) {
-        self.0.kill().unwrap();
+        // Err: it is dead already, and waited for.
+        drop(self.0.kill());
         self.0.wait().unwrap();
     }
 }
@@ -428,10 +434,17 @@ fn survives_being_killed_at_any_point() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("ledger.json");
     let mut there = BTreeSet::new();
-    for round in 0..25 {
+    for round in 0..30_u64 {
+        // By turns: killed from outside at a time that sweeps over a write, and by the kernel in the midst
+        // of a write, at the first byte above a limit (SIGXFSZ).
+        let outside = round % 2 == 0;
+        let limit = if outside { "unlimited".to_owned() } else { format!("{}", 4 + 2 * round) };
+        let test = "ipam::ledger::tests::hammer";
         let mut child = Killed(
-            Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", "ipam::ledger::tests::hammer", "--nocapture", "--test-threads=1"])
+            Command::new("/bin/sh")
+                .args(["-c", "ulimit -c 0; ulimit -f $1; shift; exec \"$@\"", "sh", &limit])
+                .arg(std::env::current_exe().unwrap())
+                .args(["--exact", test, "--nocapture", "--test-threads=1"])
                 .env(HAMMER, &path)
                 .stdout(Stdio::piped())
                 .stderr(Stdio::null())
@@ -449,8 +462,14 @@ fn survives_being_killed_at_any_point() {
                 there.remove(id);
             }
         };
-        for line in lines.by_ref().take(60 + round * 7) {
-            follow(line.unwrap());
+        if outside {
+            let enough = usize::try_from(20 + round * 2).unwrap();
+            lines.by_ref().take(enough).map_while(Result::ok).for_each(&mut follow);
+            std::thread::sleep(Duration::from_micros(round * 40));
+        } else {
+            lines.by_ref().map_while(Result::ok).for_each(&mut follow);
+            let killer = child.0.wait().unwrap().signal();
+            assert_eq!(killer, Some(nix::libc::SIGXFSZ), "the write went over the limit");
         }
         drop(child);
         lines.map_while(Result::ok).for_each(&mut follow);
