@@ -5,7 +5,7 @@ use netd_integration::lab::{Lab, Namespace};
 use netd_integration::node::{PORT, Server};
 use netd_integration::site::{Families, Site};
 use netd_integration::state::Port;
-use netd_integration::traffic::{self, Load, Proto, Sink};
+use netd_integration::traffic::{self, Flow, Load, Proto, Sink};
 use netd_integration::{stats, wait};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -177,6 +177,32 @@ fn backends_get_equal_shares() -> Result<()> {
                 let p = stats::p_of_three(stats::chi_square(&counts));
                 // Fair dice fail this once in a million runs.
                 ensure!(p > 1e-6, "{proto} to {vip}: {shares:?}, p {p}");
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_port_is_used_again_for_the_service_and_for_its_backend() -> Result<()> {
+    Lab::run(|lab| {
+        let site = Site::three_nodes(lab)?;
+        site.start_all()?;
+        let client = site.node("a")?.add_pod("client")?;
+        let (near, far) = (site.node("a")?.add_server("near")?, site.node("c")?.add_server("far")?);
+        site.state.service("web", &vips()?, VIP_PORT, &[])?;
+        for server in [&near, &far] {
+            site.state.slices("web", PORT, &server.pod.addresses)?;
+            for (vip, v6) in vips()?.into_iter().zip([false, true]) {
+                for proto in Proto::ALL {
+                    answering(&client.netns, proto, at(vip), &[&server.pod.name])?;
+                    // One flow after the other, each at once when the one before has ended.
+                    for target in [at(vip), server.at(v6)?, at(vip), server.at(v6)?] {
+                        let who = client.netns.enter(|| Flow::open_from(4000, proto, target)?.ask());
+                        let who = who.with_context(|| format!("{proto} from port 4000"))?;
+                        ensure!(who == server.pod.name);
+                    }
+                }
             }
         }
         Ok(())
