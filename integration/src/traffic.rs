@@ -17,10 +17,11 @@ pub use load::{Load, Style, Tally};
 
 use crate::lab::Namespace;
 use anyhow::{Context as _, Result, anyhow, bail};
+use socket2::{Domain, Socket, Type};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 /// How long a request may take before it counts as failed. TCP repairs a loss within it several times.
@@ -69,23 +70,40 @@ impl Flow {
     /// # Errors
     /// Refused, unreachable or timed out.
     pub fn open(proto: Proto, target: SocketAddr) -> Result<Self> {
-        let context = || format!("{proto} to {target}");
-        let socket = match proto {
-            Proto::Tcp => {
-                let stream = TcpStream::connect_timeout(&target, PATIENCE).with_context(context)?;
-                stream.set_read_timeout(Some(PATIENCE))?;
-                stream.set_nodelay(true)?;
-                FlowSocket::Tcp(BufReader::new(stream))
-            }
-            Proto::Udp => {
-                let any = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-                let socket = UdpSocket::bind(any).with_context(context)?;
-                socket.set_read_timeout(Some(PATIENCE))?;
-                socket.connect(target).with_context(context)?;
-                FlowSocket::Udp(socket)
-            }
-        };
+        Self::open_from(0, proto, target)
+    }
+
+    /// [`Flow::open`] from a given local port, 0: any.
+    ///
+    /// # Errors
+    /// As [`Flow::open`], or the port is taken.
+    pub fn open_from(port: u16, proto: Proto, target: SocketAddr) -> Result<Self> {
+        let socket = Self::connect(port, proto, target).with_context(|| format!("{proto} to {target}"))?;
         Ok(Self { target, socket, asked: 0 })
+    }
+
+    fn connect(port: u16, proto: Proto, target: SocketAddr) -> Result<FlowSocket> {
+        let kind = match proto {
+            Proto::Tcp => Type::STREAM,
+            Proto::Udp => Type::DGRAM,
+        };
+        let socket = Socket::new(Domain::for_address(target), kind, None)?;
+        if port != 0 {
+            // Also after an earlier flow from it that is not quite over.
+            socket.set_reuse_address(true)?;
+            let any: IpAddr =
+                if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+            socket.bind(&SocketAddr::new(any, port).into())?;
+        }
+        socket.connect_timeout(&target.into(), PATIENCE)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        Ok(match proto {
+            Proto::Tcp => {
+                socket.set_tcp_nodelay(true)?;
+                FlowSocket::Tcp(BufReader::new(socket.into()))
+            }
+            Proto::Udp => FlowSocket::Udp(socket.into()),
+        })
     }
 
     /// Asks once; the name of who answered.

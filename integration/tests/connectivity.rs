@@ -5,7 +5,7 @@ use netd_integration::lab::{Lab, Namespace};
 use netd_integration::node::{PORT, Server};
 use netd_integration::site::{Families, Site};
 use netd_integration::state::Port;
-use netd_integration::traffic::{self, Load, Proto, Sink};
+use netd_integration::traffic::{self, Flow, Load, Proto, Sink};
 use netd_integration::{stats, wait};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -184,6 +184,32 @@ fn backends_get_equal_shares() -> Result<()> {
 }
 
 #[test]
+fn a_port_is_used_again_for_the_service_and_for_its_backend() -> Result<()> {
+    Lab::run(|lab| {
+        let site = Site::three_nodes(lab)?;
+        site.start_all()?;
+        let client = site.node("a")?.add_pod("client")?;
+        let (near, far) = (site.node("a")?.add_server("near")?, site.node("c")?.add_server("far")?);
+        site.state.service("web", &vips()?, VIP_PORT, &[])?;
+        for server in [&near, &far] {
+            site.state.slices("web", PORT, &server.pod.addresses)?;
+            for (vip, v6) in vips()?.into_iter().zip([false, true]) {
+                for proto in Proto::ALL {
+                    answering(&client.netns, proto, at(vip), &[&server.pod.name])?;
+                    // One flow after the other, each at once when the one before has ended.
+                    for target in [at(vip), server.at(v6)?, at(vip), server.at(v6)?] {
+                        let who = client.netns.enter(|| Flow::open_from(4000, proto, target)?.ask());
+                        let who = who.with_context(|| format!("{proto} from port 4000"))?;
+                        ensure!(who == server.pod.name);
+                    }
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
 fn flows_follow_their_backends() -> Result<()> {
     Lab::run(|lab| {
         let site = Site::three_nodes(lab)?;
@@ -283,11 +309,8 @@ fn endpoints_change_under_traffic_without_a_failed_request() -> Result<()> {
                 answering(&client.netns, Proto::Tcp, at(vip), names)?;
             }
         }
-        for load in loads {
-            load.more(5)?;
-            load.stop()?.none_failed()?;
-        }
-        Ok(())
+        Load::all_more(&loads, 5)?;
+        Load::none_failed(loads)
     })
 }
 

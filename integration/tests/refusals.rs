@@ -93,9 +93,7 @@ fn a_broken_file_of_state_leaves_the_last_good_one_in_force() -> Result<()> {
         }
         let status = node.api_json("/v1/status")?.to_string();
         holds(&status, &["slices-web.yaml"])?;
-        for load in loads {
-            load.stop()?.none_failed()?;
-        }
+        Load::none_failed(loads)?;
         // Mended.
         site.state.slices("web", PORT, &two.pod.addresses)?;
         answering("two")?;
@@ -261,9 +259,7 @@ fn a_ledger_cut_in_half() -> Result<()> {
                 ensure!(known.insert(*address), "{address} was given twice");
             }
         }
-        for load in loads {
-            load.stop()?.none_failed()?;
-        }
+        Load::none_failed(loads)?;
         for server in servers {
             node.del_pod(server.pod)?;
         }

@@ -62,10 +62,7 @@ fn no_request_fails(end: End, times: u32) -> Result<()> {
             }
             node_check(&site, &client)?;
         }
-        for load in loads {
-            load.stop()?.none_failed()?;
-        }
-        Ok(())
+        Load::none_failed(loads)
     })
 }
 

@@ -8,7 +8,7 @@ use super::maps;
 use super::packet::{Packet, TCP, fill_key, tcp_flag};
 use super::report::Run;
 use super::rewrite::{self, End, Translation};
-use crate::event::reason;
+use crate::event::{reason, stage};
 use crate::flow::{Flow, FlowKey, UDP_IDLE_SECONDS, flow_flag, role};
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use aya_ebpf::programs::TcContext;
@@ -90,6 +90,13 @@ fn known(run: &mut Run, packet: &Packet, to: &mut Translation) -> Known {
     let flow = unsafe { &mut *flow };
     let forward = (flow.flags & flow_flag::INITIATOR_HIGH != 0) == from_high;
     let now = now();
+    if flow.role == role::REPLY && forward && run.stage == stage::POD_EGRESS {
+        // A packet through the Service has the frontend's address here, not yet the backend's: this one is
+        // for the backend itself, of a later flow from the same port. It takes the row over; the older
+        // flow's other row must not outlive that, or its replies would not be translated.
+        forget_forward(flow, packet);
+        return Known::New;
+    }
     if stale(flow, packet, forward, now) {
         return Known::New;
     }
@@ -117,6 +124,16 @@ fn stale(flow: &Flow, packet: &Packet, forward: bool, now: u32) -> bool {
         return packet.opens() && (flow.flags & flow_flag::CLOSING != 0 || lost);
     }
     lost || now.wrapping_sub(flow.last_seen) > UDP_IDLE_SECONDS
+}
+
+/// Removes the row client ↔ frontend that belongs to a row client ↔ backend, of which the client sends.
+#[inline(never)]
+fn forget_forward(reply: &Flow, packet: &Packet) {
+    let mut key = FlowKey::default();
+    let client = (&packet.source, packet.source_port);
+    fill_key(&mut key, client, (&reply.xlat_addr, reply.xlat_port), packet.proto);
+    // Not there: evicted already.
+    let _ = maps::FLOWS.remove(&key);
 }
 
 /// Notes the packet in the row; once a second, and at the end of a connection, also in the other half.

@@ -140,6 +140,20 @@ impl Load {
         }
     }
 
+    /// Ends them all, and demands that no request failed.
+    ///
+    /// # Errors
+    /// Every load of which one failed.
+    pub fn none_failed(loads: Vec<Self>) -> Result<()> {
+        let mut failures = Vec::new();
+        for load in loads {
+            if let Err(error) = load.stop()?.none_failed() {
+                failures.push(error.to_string());
+            }
+        }
+        if failures.is_empty() { Ok(()) } else { bail!("{}", failures.join("\n")) }
+    }
+
     /// Ends it.
     ///
     /// # Errors
