@@ -65,7 +65,7 @@ fn from_pod(ctx: &TcContext, run: &mut Run, packet: &mut Packet) -> Outcome {
     run.endpoint = pod.endpoint;
     match packet.parse(ctx) {
         Parsed::Ip => {}
-        Parsed::Arp => return spoof::arp(ctx, pod).map(|()| Delivery::stack()),
+        Parsed::Arp => return spoof::arp(ctx, packet, pod).map(|()| Delivery::stack()),
         Parsed::Other => return Err(reason::UNSUPPORTED_ETHERTYPE),
         Parsed::Malformed => return Err(reason::MALFORMED),
     }

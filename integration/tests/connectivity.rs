@@ -85,12 +85,10 @@ fn a_services_pods_answer_by_selector_and_by_slices() -> Result<()> {
         }
         // No slices: the endpoints are the Pods, at the addresses that their agents reported.
         site.state.service("web", &vips()?, VIP_PORT, &[("app", "web")])?;
-        for from in &servers {
-            for vip in vips()? {
-                for proto in Proto::ALL {
-                    // A backend also reaches itself.
-                    answering(from.netns(), proto, at(vip), &["a2", "b1", "c1"])?;
-                }
+        let client = servers.iter().find(|server| server.pod.name == "a1").context("a1")?;
+        for vip in vips()? {
+            for proto in Proto::ALL {
+                answering(client.netns(), proto, at(vip), &["a2", "b1", "c1"])?;
             }
         }
         // Slices take over; one family alone stays one family's.
@@ -98,7 +96,7 @@ fn a_services_pods_answer_by_selector_and_by_slices() -> Result<()> {
         let b1 = servers.iter().find(|server| server.pod.name == "b1").context("b1")?;
         site.state.service("other", &[v4.to_string().replace(".80", ".81").parse()?], VIP_PORT, &[])?;
         site.state.slices("other", PORT, &b1.pod.addresses)?;
-        for from in &servers {
+        for from in servers.iter().filter(|server| server.pod.name != "b1") {
             answering(from.netns(), Proto::Tcp, "10.96.0.81:80".parse()?, &["b1"])?;
         }
         // What is no port of the Service is not translated.
@@ -108,6 +106,26 @@ fn a_services_pods_answer_by_selector_and_by_slices() -> Result<()> {
                 Ok(std::net::TcpStream::connect_timeout(&elsewhere, Duration::from_millis(300)).is_ok())
             })?;
             ensure!(!answer, "{elsewhere} was answered");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_pod_reaches_itself_through_its_service() -> Result<()> {
+    Lab::run(|lab| {
+        let site = Site::one_node(lab)?;
+        let node = site.node("a")?;
+        let (one, two) = (node.add_server("one")?, node.add_server("two")?);
+        let both: Vec<IpAddr> = [&one, &two].into_iter().flat_map(|s| s.pod.addresses.clone()).collect();
+        site.state.service("web", &vips()?, VIP_PORT, &[])?;
+        site.state.slices("web", PORT, &both)?;
+        for from in [&one, &two] {
+            for vip in vips()? {
+                for proto in Proto::ALL {
+                    answering(from.netns(), proto, at(vip), &["one", "two"])?;
+                }
+            }
         }
         Ok(())
     })
@@ -133,10 +151,13 @@ fn pods_of_one_family() -> Result<()> {
             let got: Vec<bool> = families(server).into_iter().collect();
             ensure!(got == expected, "{} has {:?}", server.pod.name, server.pod.addresses);
         }
-        let addresses: Vec<IpAddr> = servers.iter().flat_map(|s| s.pod.addresses.clone()).collect();
+        // One pod of each node is behind the Service, the other one asks.
+        let behind = |server: &&Server| server.pod.name.ends_with('2');
+        let addresses: Vec<IpAddr> =
+            servers.iter().filter(behind).flat_map(|s| s.pod.addresses.clone()).collect();
         site.state.service("web", &vips()?, VIP_PORT, &[])?;
         site.state.slices("web", PORT, &addresses)?;
-        for from in &servers {
+        for from in servers.iter().filter(|server| !behind(server)) {
             for v6 in families(from) {
                 let peers: Vec<&Server> = servers.iter().filter(|to| families(to).contains(&v6)).collect();
                 for to in &peers {
@@ -144,7 +165,8 @@ fn pods_of_one_family() -> Result<()> {
                     let who = traffic::ask(from.netns(), Proto::Udp, to.at(v6)?)?;
                     ensure!(who == to.pod.name, "{who} answered for {}", to.pod.name);
                 }
-                let names: Vec<&str> = peers.iter().map(|to| to.pod.name.as_str()).collect();
+                let names: Vec<&str> =
+                    peers.iter().copied().filter(behind).map(|to| to.pod.name.as_str()).collect();
                 let [vip4, vip6] = vips()?;
                 let target = at(if v6 { vip6 } else { vip4 });
                 for proto in Proto::ALL {
@@ -191,16 +213,22 @@ fn a_port_is_used_again_for_the_service_and_for_its_backend() -> Result<()> {
         let client = site.node("a")?.add_pod("client")?;
         let (near, far) = (site.node("a")?.add_server("near")?, site.node("c")?.add_server("far")?);
         site.state.service("web", &vips()?, VIP_PORT, &[])?;
+        let mut port = 4000;
         for server in [&near, &far] {
             site.state.slices("web", PORT, &server.pod.addresses)?;
             for (vip, v6) in vips()?.into_iter().zip([false, true]) {
                 for proto in Proto::ALL {
                     answering(&client.netns, proto, at(vip), &[&server.pod.name])?;
-                    // One flow after the other, each at once when the one before has ended.
-                    for target in [at(vip), server.at(v6)?, at(vip), server.at(v6)?] {
-                        let who = client.netns.enter(|| Flow::open_from(4000, proto, target)?.ask());
-                        let who = who.with_context(|| format!("{proto} from port 4000"))?;
-                        ensure!(who == server.pod.name);
+                    // One flow after the other, each at once when the one before has ended; and each only
+                    // once from a port, as TIME-WAIT demands.
+                    let direct = server.at(v6)?;
+                    for targets in [[at(vip), direct], [direct, at(vip)]] {
+                        port += 1;
+                        for target in targets {
+                            let who = client.netns.enter(|| Flow::open_from(port, proto, target)?.ask());
+                            let who = who.with_context(|| format!("{targets:?} from port {port}"))?;
+                            ensure!(who == server.pod.name);
+                        }
                     }
                 }
             }

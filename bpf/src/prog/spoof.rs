@@ -36,11 +36,16 @@ pub(super) fn ip(packet: &Packet, pod: &Pod) -> Result<Scope, u8> {
     Err(reason::SPOOFED_SOURCE)
 }
 
-/// Judges the sender of an ARP packet (RFC 826): its own IPv4 address, or none (RFC 5227 probes).
+/// Judges the sender of an ARP packet (RFC 826): its own IPv4 address, or none (RFC 5227 probes). The view
+/// takes sender and target, so that a drop can be told.
 #[inline(always)]
-pub(super) fn arp(ctx: &TcContext, pod: &Pod) -> Result<(), u8> {
+pub(super) fn arp(ctx: &TcContext, packet: &mut Packet, pod: &Pod) -> Result<(), u8> {
     const SENDER_IP: u32 = ETH_LEN + 14;
+    const TARGET_IP: u32 = ETH_LEN + 24;
     let sender: u32 = ctx.load(SENDER_IP as usize).map_err(|_| reason::MALFORMED)?;
+    let target: u32 = ctx.load(TARGET_IP as usize).map_err(|_| reason::MALFORMED)?;
+    packet.source = Addr::from_v4_word(sender);
+    packet.original_destination = Addr::from_v4_word(target);
     if sender == 0 || (!pod.v4.is_unspecified() && sender == pod.v4.v4_word()) {
         Ok(())
     } else {

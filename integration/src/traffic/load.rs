@@ -26,6 +26,9 @@ pub enum Style {
 #[derive(Debug)]
 pub struct Load {
     name: String,
+    style: Style,
+    proto: Proto,
+    target: SocketAddr,
     counters: Arc<Counters>,
     thread: Option<JoinHandle<Result<()>>>,
 }
@@ -42,6 +45,12 @@ struct Counters {
 /// What a load came to.
 #[derive(Clone, Debug)]
 pub struct Tally {
+    /// One flow, or many.
+    pub style: Style,
+    /// By which transport.
+    pub proto: Proto,
+    /// Whom it asked.
+    pub target: SocketAddr,
     /// What it was.
     pub name: String,
     /// Requests answered.
@@ -80,7 +89,7 @@ impl Load {
             }
             Ok(())
         })?;
-        Ok(Self { name, counters, thread: Some(thread) })
+        Ok(Self { name, style, proto, target, counters, thread: Some(thread) })
     }
 
     /// The four kinds of load on one target.
@@ -132,6 +141,9 @@ impl Load {
     pub fn tally(&self) -> Tally {
         let first_error = self.counters.first_error.lock().unwrap_or_else(PoisonError::into_inner).clone();
         Tally {
+            style: self.style,
+            proto: self.proto,
+            target: self.target,
             name: self.name.clone(),
             answered: self.answered(),
             failed: self.counters.failed.load(Ordering::Relaxed),

@@ -5,7 +5,7 @@ use super::service::targets;
 use crate::report::Report;
 use anyhow::Result;
 use netd_integration::site::Site;
-use netd_integration::traffic::Load;
+use netd_integration::traffic::{Load, Style};
 use std::time::{Duration, Instant};
 
 /// Between two requests of a load.
@@ -55,7 +55,12 @@ pub(crate) fn show(site: &Site<'_>, pods: &Pods, report: &mut Report) -> Result<
             tally.answered,
             tally.slowest.as_secs_f64() * 1000.0
         );
-        report.check(&tally.name.clone(), tally.none_failed().map(|()| text));
+        let flows = match tally.style {
+            Style::Held => "one old",
+            Style::Fresh => "new",
+        };
+        let asked = format!("{flows} {} to {}", tally.proto, tally.target);
+        report.check(&asked, tally.none_failed().map(|()| text));
     }
     Ok(())
 }
