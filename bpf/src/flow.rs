@@ -48,6 +48,8 @@ pub mod flow_flag {
     pub const RESET: u8 = 1 << 4;
     /// The backend is a listener of this node ([`crate::service::kind::LOCAL_REDIRECT`]).
     pub const LOCAL_REDIRECT: u8 = 1 << 5;
+    /// Client and backend are one pod: the client appears as [`super::HAIRPIN_V4`] or [`super::HAIRPIN_V6`].
+    pub const HAIRPIN: u8 = 1 << 6;
     /// TCP: closing, in either way; a new SYN starts a new flow.
     pub const CLOSING: u8 = FIN_FORWARD | FIN_REPLY | RESET;
 }
@@ -83,6 +85,12 @@ pub struct Flow {
     /// Seconds since boot; exact to a second.
     pub last_seen: u32,
 }
+
+/// Source of what a pod sends to itself through a Service: a pod takes no packet from its own address. The
+/// pod's gateway, to which it has a route.
+pub const HAIRPIN_V4: Addr = Addr::from_v4_word(0xa9fe_0101_u32.to_be());
+/// The same for IPv6: `fd6e:6574:6400::1`, a unique local address (RFC 4193) of "netd" that nobody has.
+pub const HAIRPIN_V6: Addr = Addr([0xfd6e_6574_u32.to_be(), 0x6400_0000_u32.to_be(), 0, 1_u32.to_be()]);
 
 /// UDP flows idle for longer are decided anew, in seconds (the kernel's `nf_conntrack_udp_timeout_stream`).
 pub const UDP_IDLE_SECONDS: u32 = 120;

@@ -98,7 +98,7 @@ fn from_uplink(ctx: &TcContext, run: &mut Run, packet: &mut Packet) -> Outcome {
     }
     run.endpoint = pod.endpoint;
     track::to_pod(ctx, run, packet)?;
-    deliver::to_local_pod(ctx, run, packet, pod)
+    deliver::to_local_pod(ctx, packet, pod)
 }
 
 /// Counts and reports; turns the outcome into the verdict.

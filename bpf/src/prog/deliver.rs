@@ -61,17 +61,16 @@ pub(super) fn for_this_host(ctx: &TcContext) -> bool {
 pub(super) fn by_address(ctx: &TcContext, run: &Run, packet: &Packet) -> Outcome {
     // SAFETY: the row is read within this run and never written by a program.
     if let Some(pod) = unsafe { maps::POD_BY_ADDR.get(packet.destination) } {
-        return to_local_pod(ctx, run, packet, pod);
+        return to_local_pod(ctx, packet, pod);
     }
     by_route(ctx, run, packet)
 }
 
 /// Into a pod of this node.
 #[inline(always)]
-pub(super) fn to_local_pod(ctx: &TcContext, run: &Run, packet: &Packet, pod: &Pod) -> Outcome {
-    // The stack tells the sender that the time is exceeded; it also brings back what a pod sends to itself,
-    // which a redirect to its own interface would drop.
-    if packet.ttl <= 1 || pod.ifindex == run.ifindex {
+pub(super) fn to_local_pod(ctx: &TcContext, packet: &Packet, pod: &Pod) -> Outcome {
+    // The stack tells the sender that the time is exceeded.
+    if packet.ttl <= 1 {
         return Ok(Delivery::stack());
     }
     rewrite::decrement_ttl(ctx, packet)?;

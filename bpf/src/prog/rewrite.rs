@@ -4,6 +4,7 @@
 use super::packet::{ETH_LEN, Packet, TCP, UDP};
 use crate::Addr;
 use crate::event::reason;
+use crate::flow::{HAIRPIN_V4, HAIRPIN_V6};
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::bpf_csum_diff;
 use aya_ebpf::programs::TcContext;
@@ -20,14 +21,40 @@ pub(super) struct Translation {
     pub(super) end: End,
     pub(super) addr: Addr,
     pub(super) port: u16,
+    /// The other end changes too: the packet goes from a pod to itself.
+    pub(super) hairpin: bool,
 }
 
 impl Translation {
     /// Of nothing yet.
     #[inline(always)]
     pub(super) const fn none() -> Self {
-        Self { end: End::Source, addr: Addr::UNSPECIFIED, port: 0 }
+        Self { end: End::Source, addr: Addr::UNSPECIFIED, port: 0, hairpin: false }
     }
+}
+
+/// Translates a packet that a pod sends, with both of its ends if it goes to the pod itself.
+#[inline(always)]
+pub(super) fn translate_sent(ctx: &TcContext, packet: &mut Packet, to: &Translation) -> Result<(), u8> {
+    let own = packet.source;
+    translate(ctx, packet, to)?;
+    if !to.hairpin {
+        return Ok(());
+    }
+    let other = match to.end {
+        // To the Service: from an address that the pod takes packets from.
+        End::Destination => Translation {
+            end: End::Source,
+            addr: if packet.v6 { HAIRPIN_V6 } else { HAIRPIN_V4 },
+            port: packet.source_port,
+            hairpin: false,
+        },
+        // The answer: back to the pod.
+        End::Source => {
+            Translation { end: End::Destination, addr: own, port: packet.destination_port, hairpin: false }
+        }
+    };
+    translate(ctx, packet, &other)
 }
 
 /// Gives one end of the packet another address and port; the view follows.

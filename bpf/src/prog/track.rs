@@ -8,8 +8,9 @@ use super::maps;
 use super::packet::{Packet, TCP, fill_key, tcp_flag};
 use super::report::Run;
 use super::rewrite::{self, End, Translation};
+use crate::Addr;
 use crate::event::{reason, stage};
-use crate::flow::{Flow, FlowKey, UDP_IDLE_SECONDS, flow_flag, role};
+use crate::flow::{Flow, FlowKey, HAIRPIN_V4, HAIRPIN_V6, UDP_IDLE_SECONDS, flow_flag, role};
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use aya_ebpf::programs::TcContext;
 
@@ -34,7 +35,7 @@ pub(super) fn from_pod(ctx: &TcContext, run: &mut Run, packet: &mut Packet) -> R
     let mut to = Translation::none();
     let recorded = match known(run, packet, &mut to) {
         Known::Direct => return Ok(()),
-        Known::Translated => return rewrite::translate(ctx, packet, &to),
+        Known::Translated => return rewrite::translate_sent(ctx, packet, &to),
         Known::Unanswered => true,
         Known::New => false,
     };
@@ -48,8 +49,13 @@ pub(super) fn from_pod(ctx: &TcContext, run: &mut Run, packet: &mut Packet) -> R
     if !run.explain && record_service(packet, &choice).is_err() {
         return Err(reason::FLOW_TABLE_FULL);
     }
-    let to = Translation { end: End::Destination, addr: choice.addr, port: choice.port };
-    rewrite::translate(ctx, packet, &to)
+    let to = Translation {
+        end: End::Destination,
+        addr: choice.addr,
+        port: choice.port,
+        hairpin: choice.addr == packet.source,
+    };
+    rewrite::translate_sent(ctx, packet, &to)
 }
 
 /// A packet that comes to a pod: the reply of a Service's backend, or a plain flow.
@@ -111,6 +117,7 @@ fn known(run: &mut Run, packet: &Packet, to: &mut Translation) -> Known {
     };
     to.addr = flow.xlat_addr;
     to.port = flow.xlat_port;
+    to.hairpin = flow.flags & flow_flag::HAIRPIN != 0;
     Known::Translated
 }
 
@@ -167,10 +174,13 @@ fn touch(flow: &mut Flow, packet: &Packet, forward: bool, now: u32) {
 #[inline(never)]
 fn refresh_other_half(flow: &Flow, packet: &Packet, forward: bool, now: u32) {
     let Some(scratch) = scratch() else { return };
+    let hairpin = flow.flags & flow_flag::HAIRPIN != 0;
     let (client, client_port, other, other_port) = if forward {
-        (&packet.source, packet.source_port, &packet.destination, packet.destination_port)
+        let client = if hairpin { hairpin_source(packet) } else { &packet.source };
+        (client, packet.source_port, &packet.destination, packet.destination_port)
     } else {
-        (&packet.destination, packet.destination_port, &packet.source, packet.source_port)
+        let client = if hairpin { &packet.source } else { &packet.destination };
+        (client, packet.destination_port, &packet.source, packet.source_port)
     };
     let client_high =
         fill_key(&mut scratch.key, (client, client_port), (&flow.xlat_addr, flow.xlat_port), packet.proto);
@@ -198,6 +208,12 @@ fn refresh_other_half(flow: &Flow, packet: &Packet, forward: bool, now: u32) {
 #[inline(always)]
 const fn initiator(high: bool) -> u8 {
     if high { flow_flag::INITIATOR_HIGH } else { 0 }
+}
+
+/// As what a pod that talks to itself appears.
+#[inline(always)]
+fn hairpin_source(packet: &Packet) -> &'static Addr {
+    if packet.v6 { &HAIRPIN_V6 } else { &HAIRPIN_V4 }
 }
 
 /// This CPU's scratch memory; it is always there.
@@ -229,17 +245,18 @@ fn record_direct(run: &Run, packet: &Packet) {
 fn record_service(packet: &Packet, choice: &Choice) -> Result<(), i32> {
     let scratch = scratch().ok_or(-1)?;
     let now = now();
-    let redirect = if choice.local_redirect { flow_flag::LOCAL_REDIRECT } else { 0 };
-    let from_high = fill_key(
-        &mut scratch.key,
-        (&packet.source, packet.source_port),
-        (&choice.addr, choice.port),
-        packet.proto,
-    );
+    let mut kind = if choice.local_redirect { flow_flag::LOCAL_REDIRECT } else { 0 };
+    let mut client = &packet.source;
+    if choice.addr == packet.source {
+        kind |= flow_flag::HAIRPIN;
+        client = hairpin_source(packet);
+    }
+    let from_high =
+        fill_key(&mut scratch.key, (client, packet.source_port), (&choice.addr, choice.port), packet.proto);
     let flow = &mut scratch.flow;
     *flow = Flow::default();
     flow.role = role::REPLY;
-    flow.flags = initiator(from_high) | redirect;
+    flow.flags = initiator(from_high) | kind;
     flow.xlat_port = packet.destination_port;
     flow.xlat_addr = packet.destination;
     flow.service = choice.service;
@@ -251,7 +268,7 @@ fn record_service(packet: &Packet, choice: &Choice) -> Result<(), i32> {
     let from_high = packet.fill_key(&mut scratch.key);
     let flow = &mut scratch.flow;
     flow.role = role::FORWARD;
-    flow.flags = initiator(from_high) | redirect;
+    flow.flags = initiator(from_high) | kind;
     flow.xlat_port = choice.port;
     flow.xlat_addr = choice.addr;
     maps::FLOWS.insert(&scratch.key, &scratch.flow, 0)

@@ -429,3 +429,30 @@ fn an_answered_flow_is_never_taken_over_by_a_new_service() {
         assert_eq!(read(&ran.packet).destination.to_string(), "10.9.0.1:80");
     });
 }
+
+#[test]
+fn a_pod_that_is_its_own_backend_is_answered() {
+    isolated(|| {
+        for (own, vip, gateway) in
+            [("10.0.0.1", "10.96.0.1", "169.254.1.1"), ("[fd00::1]", "[fd96::1]", "[fd6e:6574:6400::1]")]
+        {
+            let rig = Rig::new();
+            let bare = |text: &str| text.trim_matches(['[', ']']).to_owned();
+            rig.service(&bare(vip), 80, TCP, &[(&bare(own), 8080)]);
+            for segment in [Segment::Syn, Segment::Ack] {
+                let asked = rig.pod_sends(&tcp(&format!("{own}:1000"), &format!("{vip}:80"), segment));
+                assert_eq!(asked.verdict, REDIRECT);
+                let seen = read(&asked.packet);
+                assert_eq!(seen.source, format!("{gateway}:1000").parse().unwrap());
+                assert_eq!(seen.destination, format!("{own}:8080").parse().unwrap());
+                let answer = tcp(&format!("{own}:8080"), &format!("{gateway}:1000"), Segment::Ack);
+                let answered = rig.pod_sends(&answer);
+                assert_eq!(answered.verdict, REDIRECT);
+                let seen = read(&answered.packet);
+                assert_eq!(seen.source, format!("{vip}:80").parse().unwrap());
+                assert_eq!(seen.destination, format!("{own}:1000").parse().unwrap());
+            }
+            assert_eq!(rig.datapath.flows().unwrap().len(), 2);
+        }
+    });
+}
