@@ -127,15 +127,24 @@ async fn readyz(State(shared): State<Shared>) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, Json(serde_json::json!({ "pending": pending }))).into_response()
 }
 
-async fn metrics(State(shared): State<Shared>) -> Response {
-    match shared.metrics.encode() {
-        Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
-        Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be written\n").into_response(),
-    }
+/// Reading the kernel's tables takes system calls by the thousand: not on a worker of the runtime.
+async fn blocking<T: Send + 'static>(read: impl FnOnce() -> T + Send + 'static) -> Result<T, Response> {
+    tokio::task::spawn_blocking(read)
+        .await
+        .map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response())
 }
 
-async fn status(State(shared): State<Shared>) -> Response {
-    Json(shared.state.status()).into_response()
+async fn metrics(State(shared): State<Shared>) -> Result<Response, Response> {
+    let text = blocking(move || shared.metrics.encode()).await?;
+    Ok(match text {
+        Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
+        Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be written\n").into_response(),
+    })
+}
+
+async fn status(State(shared): State<Shared>) -> Result<Response, Response> {
+    let status = blocking(move || shared.state.status()).await?;
+    Ok(Json(status).into_response())
 }
 
 #[derive(serde::Deserialize)]
