@@ -186,6 +186,22 @@ fn a_service_is_translated_both_ways() {
 }
 
 #[test]
+fn the_later_of_two_flows_from_one_port_has_the_way_back() {
+    isolated(|| {
+        let rig = Rig::new();
+        rig.service("10.96.0.1", 80, UDP, &[("10.0.0.2", 8080)]);
+        let (client, vip, backend) = ("10.0.0.1:1000", "10.96.0.1:80", "10.0.0.2:8080");
+        let answer = || read(&rig.pod_receives(&udp(backend, client)).packet).source;
+        for _ in 0..2 {
+            rig.pod_sends(&udp(client, vip));
+            assert_eq!(answer(), vip.parse().unwrap());
+            rig.pod_sends(&udp(client, backend));
+            assert_eq!(answer(), backend.parse().unwrap());
+        }
+    });
+}
+
+#[test]
 fn udp_without_checksum_keeps_none() {
     isolated(|| {
         let rig = Rig::new();
