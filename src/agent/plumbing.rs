@@ -2,9 +2,10 @@
 
 use super::ready::Readiness;
 use crate::cni::server::{Fault, Host, HostEnd, Interface, Link, Lookup, Plumbing, Row, Status};
+use crate::cni::types::Attachment;
 use crate::datapath::{self, Datapath};
 use crate::directory::status::{self, PodStatus};
-use crate::ipam::ledger::{Attachment, Entry};
+use crate::ipam::ledger::Entry;
 use crate::model::ObjectName;
 use crate::net::netlink::Netlink;
 use crate::net::pod::{self, PodInterface, PodLink};

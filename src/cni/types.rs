@@ -4,6 +4,7 @@
 //! attachment looks like in each version of the format; [`Error`] is the specification's error object.
 //! The requests within a [`Command`] travel as JSON from plugin to agent, both of one binary.
 
+mod attachment;
 mod environment;
 mod network;
 mod request;
@@ -14,6 +15,7 @@ mod tests;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
+pub use attachment::Attachment;
 pub use environment::Verb;
 pub use network::Settings;
 pub use request::{Add, Check, Command, Del, Gc, Invocation, Status};

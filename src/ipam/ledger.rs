@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 pub use file::{Found, Rows, Store};
-pub use state::{AllocateError, Attachment, Entry, New, Recovered, State};
+pub use state::{AllocateError, Entry, New, Recovered, State};
 pub use writer::Writer;
 
 /// Name of the lock file beside the ledger.

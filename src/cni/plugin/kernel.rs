@@ -2,9 +2,10 @@
 
 use super::{Kernel, Problem};
 use crate::cni::server::Interface;
+use crate::cni::types::Attachment;
 use crate::datapath;
 use crate::directory::status;
-use crate::ipam::ledger::{Attachment, Entry};
+use crate::ipam::ledger::Entry;
 use crate::model::ObjectName;
 use crate::net::netlink::Netlink;
 use crate::net::pod::{self, PodInterface};

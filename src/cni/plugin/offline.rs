@@ -3,8 +3,9 @@
 //! Under the lock of the ledger: undo the attachment in the kernel, then release its row. What this leaves
 //! out, or dies in the middle of, the next agent finds from the same ledger when it starts.
 
+use crate::cni::types::Attachment;
 use crate::cni::types::{Check, Code, Del, Error, Gc, Settings, Verb, chain};
-use crate::ipam::ledger::{self, Attachment, Entry, Found, Ledger, Store};
+use crate::ipam::ledger::{self, Entry, Found, Ledger, Store};
 use crate::model::ObjectName;
 use std::net::IpAddr;
 use std::path::Path;

@@ -1,8 +1,9 @@
 //! The plugin without an agent, and with agents that misbehave.
 
 use super::*;
+use crate::cni::types::Attachment;
 use crate::cni::types::ErrorObject;
-use crate::ipam::ledger::{Attachment, Clock, Entry, Ledger, New, Ranges};
+use crate::ipam::ledger::{Clock, Entry, Ledger, New, Ranges};
 use crate::model::ObjectName;
 use std::cell::RefCell;
 use std::collections::BTreeSet;

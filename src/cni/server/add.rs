@@ -1,9 +1,10 @@
 //! ADD, step by step.
 
 use super::{Fault, Interface, Link, Lookup, Plumbing, Server, ledger_failed};
+use crate::cni::types::Attachment;
 use crate::cni::types::result::{AttachResult, Interface as Shown, Ip, Route};
 use crate::cni::types::{self, Add, Code, Error};
-use crate::ipam::ledger::{AllocateError, Attachment, Clock, Entry, New, State};
+use crate::ipam::ledger::{AllocateError, Clock, Entry, New, State};
 use crate::ipam::pool::{self, ADDRESSES_ANNOTATION};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

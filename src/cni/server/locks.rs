@@ -1,6 +1,6 @@
 //! One asynchronous lock per attachment, made when wanted and gone when nobody wants it.
 
-use crate::ipam::ledger::Attachment;
+use crate::cni::types::Attachment;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::OwnedMutexGuard;

@@ -3,7 +3,8 @@
 //! The agent implements it over `net`, `datapath`, `directory` and `store`. Every method may be called
 //! again for what it has done already: recovery repeats steps of which nobody knows whether they happened.
 
-use crate::ipam::ledger::{Attachment, Entry};
+use crate::cni::types::Attachment;
+use crate::ipam::ledger::Entry;
 use crate::model::{ObjectName, Pod};
 use netd_bpf::Addr;
 use std::net::IpAddr;

@@ -4,8 +4,8 @@ mod recovery;
 mod world;
 
 use super::*;
+use crate::cni::types::Attachment;
 use crate::cni::types::Version;
-use crate::ipam::ledger::Attachment;
 use crate::model::ObjectName;
 use std::collections::BTreeSet;
 use std::fs;

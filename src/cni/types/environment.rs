@@ -1,7 +1,7 @@
 //! The `CNI_…` variables (SPEC.md, section 2, "Parameters").
 
 use super::{Code, Error};
-use crate::ipam::ledger::Attachment;
+use crate::cni::types::Attachment;
 use crate::model::ObjectName;
 use std::ffi::OsString;
 use std::path::PathBuf;

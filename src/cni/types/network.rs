@@ -5,7 +5,7 @@
 use super::environment::{check_container_id, check_ifname, is_name};
 use super::result::{AttachResult, Dns};
 use super::{Code, Error, Version};
-use crate::ipam::ledger::Attachment;
+use crate::cni::types::Attachment;
 use serde_json::{Map, Value};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};

@@ -4,7 +4,7 @@ use super::environment::{Environment, Verb};
 use super::network::{Network, Settings};
 use super::result::{AttachResult, Dns};
 use super::{Code, Error, Version};
-use crate::ipam::ledger::Attachment;
+use crate::cni::types::Attachment;
 use crate::model::ObjectName;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;

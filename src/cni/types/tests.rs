@@ -1,5 +1,5 @@
 use super::*;
-use crate::ipam::ledger::Attachment;
+use crate::cni::types::Attachment;
 use crate::model::ObjectName;
 use proptest::prelude::*;
 use serde_json::{Value, json};

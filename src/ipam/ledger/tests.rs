@@ -1,4 +1,5 @@
 use super::*;
+use crate::cni::types::Attachment;
 use crate::model::ObjectName;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use proptest::prelude::*;

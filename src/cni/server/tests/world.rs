@@ -1,7 +1,8 @@
 //! Kernel, maps, status folder and model, as far as the server can tell; and the hand that breaks them.
 
 use super::super::{Fault, Host, HostEnd, Interface, Link, Lookup, Plumbing, Row, Status};
-use crate::ipam::ledger::{Attachment, Entry};
+use crate::cni::types::Attachment;
+use crate::ipam::ledger::Entry;
 use crate::ipam::pool::ADDRESSES_ANNOTATION;
 use crate::model::{ObjectName, Pod};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
