@@ -101,13 +101,13 @@ impl Packet {
         if first[0] >> 4 != 4 || words < 5 {
             return None;
         }
-        let fragment = u16::from_be((u32::from_be(header[1]) as u16).to_be()) & 0x1fff;
+        let fragment_offset = u32::from_be(header[1]) as u16 & 0x1fff;
         let third = header[2].to_ne_bytes();
         self.ttl = third[0];
         self.proto = third[1];
         self.source = Addr::from_v4_word(header[3]);
         self.destination = Addr::from_v4_word(header[4]);
-        self.later_fragment = fragment != 0;
+        self.later_fragment = fragment_offset != 0;
         self.l4 = ETH_LEN + words * 4;
         Some(())
     }
