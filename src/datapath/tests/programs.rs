@@ -448,6 +448,24 @@ fn a_direct_flow_to_a_former_backend_leaves_the_open_one_alone() {
 }
 
 #[test]
+fn an_ipv4_address_in_an_ipv6_header_is_nobodys() {
+    isolated(|| {
+        let rig = Rig::new();
+        rig.service("10.96.0.1", 80, TCP, &[("10.0.0.2", 8080)]);
+        for (from, to) in [
+            ("[fd00::1]:1000", "[::ffff:10.96.0.1]:80"),
+            ("[fd00::1]:1000", "[::ffff:10.0.0.2]:80"),
+            ("[::ffff:10.0.0.1]:1000", "[fd00::2]:80"),
+        ] {
+            assert_eq!(rig.pod_sends(&tcp(from, to, Segment::Syn)).verdict, SHOT, "{from} to {to}");
+        }
+        assert_eq!(rig.drops(reason::MALFORMED), 3);
+        rig.pod_receives(&tcp("[::ffff:10.1.0.1]:80", "[::ffff:10.0.0.1]:1000", Segment::Syn));
+        assert!(rig.datapath.flows().unwrap().is_empty());
+    });
+}
+
+#[test]
 fn a_deleted_frontend_is_gone_for_new_flows() {
     isolated(|| {
         let rig = Rig::new();
