@@ -137,6 +137,7 @@ pub async fn run(config: Config, loader: Loader, logs: logs::Handle) -> Result<(
         tokio::select! {
             _ = signals.hangup.recv() => {
                 reload::reload(&loader, &mut in_force, &logs);
+                agent.state.cni.set_sync_wait(in_force.cni.sync_wait);
                 agent.settings.send_replace(Arc::new(in_force.clone()));
             }
             _ = signals.terminate.recv() => break,
