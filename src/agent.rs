@@ -334,11 +334,13 @@ impl Agent {
             let (mut status, readiness) = (state.node_status.subscribe(), state.readiness.clone());
             async move {
                 let first = async {
-                    if status.wait_for(|status| status.routed).await.is_ok() {
+                    // The sender outlives the reconciler: its end is not told by the channel.
+                    let routed = status.wait_for(|status| status.routed);
+                    if let Some(Ok(_)) = cancel.run_until_cancelled(routed).await {
                         readiness.done("node");
                     }
                 };
-                tokio::join!(reconciler.run(snapshots, settings, cancel), first);
+                tokio::join!(reconciler.run(snapshots, settings, cancel.clone()), first);
                 Ok(())
             }
         });
