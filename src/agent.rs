@@ -137,6 +137,7 @@ pub async fn run(config: Config, loader: Loader, logs: logs::Handle) -> Result<(
         tokio::select! {
             _ = signals.hangup.recv() => {
                 reload::reload(&loader, &mut in_force, &logs);
+                agent.state.cni.set_sync_wait(in_force.cni.sync_wait);
                 agent.settings.send_replace(Arc::new(in_force.clone()));
             }
             _ = signals.terminate.recv() => break,
@@ -333,11 +334,13 @@ impl Agent {
             let (mut status, readiness) = (state.node_status.subscribe(), state.readiness.clone());
             async move {
                 let first = async {
-                    if status.wait_for(|status| status.routed).await.is_ok() {
+                    // The sender outlives the reconciler: its end is not told by the channel.
+                    let routed = status.wait_for(|status| status.routed);
+                    if let Some(Ok(_)) = cancel.run_until_cancelled(routed).await {
                         readiness.done("node");
                     }
                 };
-                tokio::join!(reconciler.run(snapshots, settings, cancel), first);
+                tokio::join!(reconciler.run(snapshots, settings, cancel.clone()), first);
                 Ok(())
             }
         });

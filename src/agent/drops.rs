@@ -10,6 +10,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// How many drops are kept.
 const KEPT: usize = 512;
+/// How often that many are read at most. A pod that floods must not keep a processor busy with its drops:
+/// what the kernel's buffer cannot hold meanwhile is in the counters only.
+const READ_EVERY: Duration = Duration::from_millis(100);
 /// Drops of one pod and reason are logged once in so long, with the count of those in between.
 const LOG_EVERY: Duration = Duration::from_secs(10);
 /// Pairs of pod and reason remembered for that.
@@ -72,7 +75,13 @@ impl Drops {
     /// The buffer cannot be watched.
     pub(super) async fn follow(&self, events: &mut Events, names: &dyn Names) -> std::io::Result<()> {
         let mut log = Log::default();
+        let (mut read, mut since) = (0, tokio::time::Instant::now());
         loop {
+            if read == KEPT {
+                tokio::time::sleep_until(since + READ_EVERY).await;
+                (read, since) = (0, tokio::time::Instant::now());
+            }
+            read += 1;
             let dropped = describe(&events.next().await?, names);
             log.note(&dropped, Instant::now());
             let mut ring = self.ring();

@@ -3,7 +3,7 @@
 use super::drops::{Drops, Names};
 use super::plumbing::Kernel;
 use super::ready::Readiness;
-use super::tasks::Tasks;
+use super::tasks::{self, Tasks};
 use crate::cni::server::Server;
 use crate::datapath::Datapath;
 use crate::reconcile::node::NodeStatus;
@@ -80,7 +80,7 @@ impl State {
             })
             .collect();
         let well = pending.is_empty()
-            && tasks.values().all(|task| task.restarts == 0 || task.running)
+            && tasks.values().all(tasks::State::is_well)
             && report.errors().next().is_none()
             && services.as_ref().is_some_and(|services| services.is_well())
             && node.is_well();

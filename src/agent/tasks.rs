@@ -27,8 +27,16 @@ pub(super) struct State {
     pub(super) running: bool,
     /// How often it was started again.
     pub(super) restarts: u64,
-    /// Why it failed last.
+    /// Why it failed last; none once it has ended well.
     pub(super) last_failure: Option<String>,
+}
+
+impl State {
+    /// It runs, or has done what it was to do.
+    #[must_use]
+    pub(super) fn is_well(&self) -> bool {
+        self.running || self.last_failure.is_none()
+    }
 }
 
 /// The agent's tasks.
@@ -66,7 +74,10 @@ impl Tasks {
                     Err(panic) => Some(format!("panicked: {panic}")),
                 };
                 tasks.update(name, |state| state.running = false);
-                let Some(failure) = failure else { return };
+                let Some(failure) = failure else {
+                    tasks.update(name, |state| state.last_failure = None);
+                    return;
+                };
                 if started.elapsed() > SETTLED {
                     delay = FIRST_DELAY;
                 }
@@ -146,6 +157,24 @@ mod tests {
         assert!(state.last_failure.is_some_and(|text| text.contains("panicked")));
         assert!(tasks.stop(Duration::from_secs(1)).await);
         assert!(!tasks.states()["frail"].running);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_failed_first_and_then_ended_is_well() {
+        let tasks = Tasks::default();
+        let mut runs = 0;
+        tasks.spawn("install", move |_| {
+            runs += 1;
+            let failed = runs == 1;
+            async move { if failed { Err("read-only".into()) } else { Ok(()) } }
+        });
+        let (mut failing, mut state) = (false, State::default());
+        while state.restarts == 0 || !state.is_well() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            state = tasks.states()["install"].clone();
+            failing |= !state.is_well();
+        }
+        assert!(failing && !state.running);
     }
 
     #[tokio::test(start_paused = true)]

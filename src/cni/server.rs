@@ -25,7 +25,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::RwLock;
+use tokio::sync::{RwLock, watch};
 use tokio_util::task::TaskTracker;
 
 pub use api::router;
@@ -76,7 +76,7 @@ pub struct Server<P> {
     /// Requests share it, recovery has it alone.
     gate: RwLock<()>,
     tasks: TaskTracker,
-    sync_wait: Duration,
+    sync_wait: watch::Sender<Duration>,
 }
 
 impl<P: Plumbing> Server<P> {
@@ -95,7 +95,7 @@ impl<P: Plumbing> Server<P> {
             locks: Locks::default(),
             gate: RwLock::new(()),
             tasks: TaskTracker::new(),
-            sync_wait,
+            sync_wait: watch::Sender::new(sync_wait),
         });
         let recovery = server.reconcile(opened.fresh).await?;
         Ok((server, recovery))
@@ -104,6 +104,11 @@ impl<P: Plumbing> Server<P> {
     /// Changes what addresses are given from. Takes effect with the next ADD.
     pub async fn set_ranges(&self, ranges: Ranges, cool_down: Duration) -> Result<(), ledger::Error> {
         self.ledger.commit(move |state, _| state.configure(&ranges, cool_down)).await
+    }
+
+    /// Changes how long an ADD waits for the source of state. Takes effect with the next ADD.
+    pub fn set_sync_wait(&self, sync_wait: Duration) {
+        self.sync_wait.send_replace(sync_wait);
     }
 
     /// All attachments and addresses, as they are on disk.

@@ -65,6 +65,7 @@ pub(super) fn open(config: &Config) -> Result<(Datapath, OpenReport), Error> {
     let pins = Pins::new(&config.bpffs);
     pins.create()?;
     inspect_pinned(config, &pins, &mut report)?;
+    let config = &in_force(config, &report);
     let secret = draw_secret()?;
 
     let mut maps = Vec::new();
@@ -90,14 +91,6 @@ pub(super) fn open(config: &Config) -> Result<(Datapath, OpenReport), Error> {
         at.map(|at| maps.swap_remove(at).1)
             .ok_or_else(|| Error::Missing { kind: "map", name: name.to_owned() })
     };
-    let mut config = config.clone();
-    for (name, _, actual) in &report.sizes {
-        match *name {
-            "FRONTENDS" => config.frontends = *actual,
-            "FLOWS" => config.flows = *actual,
-            _ => {}
-        }
-    }
     let datapath = Datapath {
         pod_by_ifindex: Mutex::new(typed("POD_BY_IFINDEX", take("POD_BY_IFINDEX")?, HashMap::try_from)?),
         pod_by_addr: Mutex::new(typed("POD_BY_ADDR", take("POD_BY_ADDR")?, HashMap::try_from)?),
@@ -113,11 +106,29 @@ pub(super) fn open(config: &Config) -> Result<(Datapath, OpenReport), Error> {
         paths: typed::<PerCpuArray<MapData, Count>>("PATHS", take("PATHS")?, PerCpuArray::try_from)?,
         events: Mutex::new(Some(typed("EVENTS", take("EVENTS")?, RingBuf::try_from)?)),
         pins,
-        config,
+        config: config.clone(),
         secret,
         programs: Mutex::new(programs),
     };
     Ok((datapath, report))
+}
+
+/// The configuration with the sizes that adopted maps have: aya takes the size it is told for the map's own,
+/// and would look beyond the end of an array that is smaller.
+fn in_force(config: &Config, report: &OpenReport) -> Config {
+    let mut config = config.clone();
+    for (name, _, actual) in &report.sizes {
+        let size = match *name {
+            "POD_BY_IFINDEX" => &mut config.pods,
+            "FRONTENDS" => &mut config.frontends,
+            "SLOTS" => &mut config.slots,
+            "BACKENDS" => &mut config.backends,
+            "FLOWS" => &mut config.flows,
+            _ => continue,
+        };
+        *size = *actual;
+    }
+    config
 }
 
 /// Refuses pinned maps of another shape, notes those of another size.

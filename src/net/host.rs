@@ -23,6 +23,8 @@ pub struct Uplink {
     pub name: String,
     /// MTU.
     pub mtu: u32,
+    /// Its packets begin with an Ethernet header. Those of tunnels, PPP and WireGuard do not.
+    pub ethernet: bool,
     /// Its usable addresses, each with its subnet.
     pub addresses: Vec<IpNet>,
 }
@@ -89,6 +91,7 @@ pub async fn uplinks(nl: &Netlink, config: &Config) -> Result<Vec<Uplink>, Error
             ifindex: link.index,
             name: link.name.clone(),
             mtu: link.mtu,
+            ethernet: link.mac.is_some(),
             addresses: of(link.index).collect(),
         })
         .collect())
@@ -218,6 +221,14 @@ mod tests {
         let error = uplinks(&nl, &config(&["up0", "eth7"])).await.unwrap_err().to_string();
         assert!(error.starts_with("net.uplinks: there is no interface eth7; this node has lo, "), "{error}");
         assert!(error.contains("up1"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn an_uplink_without_ethernet_is_told_apart() {
+        let (ns, nl) = node();
+        sh(&ns, "ip tuntap add tun0 mode tun");
+        let chosen = uplinks(&nl, &config(&["up0", "tun0"])).await.unwrap();
+        assert_eq!(chosen.iter().map(|uplink| uplink.ethernet).collect::<Vec<_>>(), [true, false]);
     }
 
     #[tokio::test]

@@ -157,7 +157,13 @@ impl Reconciler {
 
     /// Attaches what is not attached yet, lets go of what is an uplink no longer.
     async fn attach(&mut self, uplinks: &[Uplink], status: &mut NodeStatus) {
-        for uplink in uplinks {
+        // The program reads Ethernet frames. What comes in without, the node's stack brings to the pods.
+        let (uplinks, others): (Vec<&Uplink>, Vec<&Uplink>) =
+            uplinks.iter().partition(|uplink| uplink.ethernet);
+        for uplink in others {
+            status.uplinks.insert(uplink.name.clone(), "no Ethernet: by the node's stack".to_owned());
+        }
+        for uplink in &uplinks {
             let known = self.attached.get(&uplink.name);
             if known.is_none_or(|(ifindex, _)| *ifindex != uplink.ifindex) {
                 let (datapath, name) = (Arc::clone(&self.datapath), uplink.name.clone());

@@ -125,6 +125,10 @@ impl Packet {
         self.ttl = second[3];
         self.source = Addr([header[2], header[3], header[4], header[5]]);
         self.destination = Addr([header[6], header[7], header[8], header[9]]);
+        // In our tables these stand for IPv4 hosts; on the wire for nobody (RFC 6890 §2.2.3).
+        if self.source.is_v4() || self.destination.is_v4() {
+            return None;
+        }
         let mut offset = ETH_LEN + 40;
         for _ in 0..MAX_EXTENSIONS {
             match next {

@@ -1,11 +1,13 @@
 //! Header rewriting. Checksums are adjusted, never recomputed, so that offloads and GSO packets keep
-//! working; a UDP checksum of zero stays zero.
+//! working; a UDP checksum of zero stays zero. Where a network card has summed the whole packet
+//! (`CHECKSUM_COMPLETE`) that sum follows: an IPv4 header sums up to zero before and after, an IPv6 header
+//! has no checksum of its own, and what is stored in it must be told.
 
 use super::packet::{ETH_LEN, Packet, TCP, UDP};
 use crate::Addr;
 use crate::event::reason;
 use crate::flow::{HAIRPIN_V4, HAIRPIN_V6};
-use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
+use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
 use aya_ebpf::helpers::bpf_csum_diff;
 use aya_ebpf::programs::TcContext;
 
@@ -119,7 +121,8 @@ fn network(ctx: &TcContext, packet: &Packet, to: &Translation, old: &Addr) -> Re
             End::Source => ETH_LEN + 8,
             End::Destination => ETH_LEN + 24,
         };
-        return ctx.store(offset as usize, &to.addr.0, 0).map_err(drop);
+        // Takes back what the pseudo header's change did to the sum of the whole packet.
+        return ctx.store(offset as usize, &to.addr.0, u64::from(BPF_F_RECOMPUTE_CSUM)).map_err(drop);
     }
     let offset = match to.end {
         End::Source => ETH_LEN + 12,
@@ -135,7 +138,7 @@ fn network(ctx: &TcContext, packet: &Packet, to: &Translation, old: &Addr) -> Re
 pub(super) fn decrement_ttl(ctx: &TcContext, packet: &Packet) -> Result<(), u8> {
     let new = packet.ttl - 1;
     let done = if packet.v6 {
-        ctx.store(ETH_LEN as usize + 7, &new, 0)
+        ctx.store(ETH_LEN as usize + 7, &new, u64::from(BPF_F_RECOMPUTE_CSUM))
     } else {
         // The 16-bit word of TTL and protocol, as it stands in the header.
         let word = |ttl: u8| u64::from(u16::from_ne_bytes([ttl, packet.proto]));

@@ -139,6 +139,15 @@ fn forget_forward(reply: &Flow, packet: &Packet) {
     let mut key = FlowKey::default();
     let client = (&packet.source, packet.source_port);
     fill_key(&mut key, client, (&reply.xlat_addr, reply.xlat_port), packet.proto);
+    // From the same port the client may have come to another backend since.
+    // SAFETY: as in `known`.
+    let its_own = unsafe { maps::FLOWS.get(key) }.is_some_and(|forward| {
+        forward.role == role::FORWARD
+            && (forward.backend, forward.backend_generation) == (reply.backend, reply.backend_generation)
+    });
+    if !its_own {
+        return;
+    }
     // Not there: evicted already.
     maps::FLOWS.remove(&key).ok();
 }
@@ -191,8 +200,12 @@ fn refresh_other_half(flow: &Flow, packet: &Packet, forward: bool, now: u32) {
         if half.role != flow.role && half.backend == flow.backend {
             half.flags |= shared;
             half.last_seen = now;
+            return;
         }
-        return;
+        // A reply that came while the way back was evicted left a plain row in its place.
+        if flow.role != role::FORWARD || half.role != role::DIRECT {
+            return;
+        }
     }
     let half = &mut scratch.flow;
     *half = *flow;

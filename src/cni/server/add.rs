@@ -69,11 +69,12 @@ impl<P: Plumbing> Server<P> {
     /// What the pod must get: what the runtime says counts before what the pod's annotation says.
     async fn fixed_addresses(&self, add: &Add) -> Result<Vec<IpAddr>, Error> {
         let Some(name) = &add.pod else { return Ok(add.fixed.clone()) };
-        let pod = match self.plumbing.lookup(name, self.sync_wait).await {
+        let sync_wait = *self.sync_wait.borrow();
+        let pod = match self.plumbing.lookup(name, sync_wait).await {
             Lookup::Known(pod) => pod,
             Lookup::Unknown => return Ok(add.fixed.clone()),
             Lookup::Unsynced => {
-                let details = format!("the source of state is not synced after {:?}", self.sync_wait);
+                let details = format!("the source of state is not synced after {sync_wait:?}");
                 return Err(Error::because(Code::TRY_LATER, "netd cannot judge the pod yet", details));
             }
         };

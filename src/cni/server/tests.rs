@@ -79,6 +79,16 @@ fn assert_agree(server: &Server<World>, world: &World) {
 }
 
 #[tokio::test]
+async fn the_wait_for_the_source_can_be_changed() {
+    let (world, dir) = (World::default(), tempfile::tempdir().unwrap());
+    let (server, _) = open(&world, dir.path()).await;
+    world.inspect(|inside| inside.unsynced = true);
+    assert!(server.add(add("c1")).await.unwrap_err().details.ends_with("after 10ms"));
+    server.set_sync_wait(Duration::from_secs(3));
+    assert!(server.add(add("c1")).await.unwrap_err().details.ends_with("after 3s"));
+}
+
+#[tokio::test]
 async fn add_check_del() {
     let (world, dir) = (World::default(), tempfile::tempdir().unwrap());
     let (server, recovery) = open(&world, dir.path()).await;

@@ -405,6 +405,67 @@ fn an_evicted_half_comes_back() {
 }
 
 #[test]
+fn a_reply_without_its_half_does_not_take_the_place_for_good() {
+    isolated(|| {
+        let rig = Rig::new();
+        rig.service("10.96.0.1", 80, UDP, &[("10.1.0.1", 80)]);
+        let send = || rig.pod_sends(&udp("10.0.0.1:1000", "10.96.0.1:80"));
+        let answer =
+            || read(&rig.pod_receives(&udp("10.1.0.1:80", "10.0.0.1:1000")).packet).source.to_string();
+        send();
+        let all = rig.datapath.flows().unwrap();
+        let (key, _) = all.iter().find(|(_, flow)| flow.role == role::REPLY).unwrap();
+        rig.datapath.remove_flow(key).unwrap();
+        assert_eq!(answer(), "10.1.0.1:80", "nothing knows it");
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while answer() != "10.96.0.1:80" {
+            assert!(std::time::Instant::now() < deadline, "the way back stays lost");
+            send();
+        }
+    });
+}
+
+#[test]
+fn a_direct_flow_to_a_former_backend_leaves_the_open_one_alone() {
+    isolated(|| {
+        let rig = Rig::new();
+        rig.service("10.96.0.1", 80, TCP, &[("10.1.0.1", 80), ("10.1.0.2", 80), ("10.1.0.3", 80)]);
+        let choose = |id| rig.datapath.set_slots(0, &[id]).unwrap();
+        let sent = |segment| {
+            let ran = rig.pod_sends(&tcp("10.0.0.1:1000", "10.96.0.1:80", segment));
+            read(&ran.packet).destination.to_string()
+        };
+        rig.frontend("10.96.0.1", 80, TCP, kind::BALANCE, 1);
+        choose(1);
+        assert_eq!(sent(Segment::Syn), "10.1.0.1:80");
+        sent(Segment::Rst);
+        choose(2);
+        assert_eq!(sent(Segment::Syn), "10.1.0.2:80");
+        choose(3);
+        rig.pod_sends(&tcp("10.0.0.1:1000", "10.1.0.1:80", Segment::Syn));
+        assert_eq!(sent(Segment::Ack), "10.1.0.2:80", "it is open");
+    });
+}
+
+#[test]
+fn an_ipv4_address_in_an_ipv6_header_is_nobodys() {
+    isolated(|| {
+        let rig = Rig::new();
+        rig.service("10.96.0.1", 80, TCP, &[("10.0.0.2", 8080)]);
+        for (from, to) in [
+            ("[fd00::1]:1000", "[::ffff:10.96.0.1]:80"),
+            ("[fd00::1]:1000", "[::ffff:10.0.0.2]:80"),
+            ("[::ffff:10.0.0.1]:1000", "[fd00::2]:80"),
+        ] {
+            assert_eq!(rig.pod_sends(&tcp(from, to, Segment::Syn)).verdict, SHOT, "{from} to {to}");
+        }
+        assert_eq!(rig.drops(reason::MALFORMED), 3);
+        rig.pod_receives(&tcp("[::ffff:10.1.0.1]:80", "[::ffff:10.0.0.1]:1000", Segment::Syn));
+        assert!(rig.datapath.flows().unwrap().is_empty());
+    });
+}
+
+#[test]
 fn a_deleted_frontend_is_gone_for_new_flows() {
     isolated(|| {
         let rig = Rig::new();
