@@ -332,11 +332,13 @@ impl Agent {
             let (snapshots, settings) = (state.store.subscribe(), settings.clone());
             let (mut status, readiness) = (state.node_status.subscribe(), state.readiness.clone());
             async move {
-                let first = async {
+                // The status outlives the reconciler, so that only the token ends the wait.
+                let token = cancel.clone();
+                let first = token.run_until_cancelled(async {
                     if status.wait_for(|status| status.routed).await.is_ok() {
                         readiness.done("node");
                     }
-                };
+                });
                 tokio::join!(reconciler.run(snapshots, settings, cancel), first);
                 Ok(())
             }
