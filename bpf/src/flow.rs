@@ -50,6 +50,9 @@ pub mod flow_flag {
     pub const LOCAL_REDIRECT: u8 = 1 << 5;
     /// Client and backend are one pod: the client appears as [`super::HAIRPIN_V4`] or [`super::HAIRPIN_V6`].
     pub const HAIRPIN: u8 = 1 << 6;
+    /// The flow came to the pod from the node's own stack, which may have translated it (a hostPort, any
+    /// rule of netfilter): its replies go back there.
+    pub const FROM_STACK: u8 = 1 << 7;
     /// TCP: closing, in either way; a new SYN starts a new flow.
     pub const CLOSING: u8 = FIN_FORWARD | FIN_REPLY | RESET;
 }

@@ -72,6 +72,9 @@ fn from_pod(ctx: &TcContext, run: &mut Run, packet: &mut Packet) -> Outcome {
         return Ok(Delivery::stack());
     }
     track::from_pod(ctx, run, packet)?;
+    if run.to_stack {
+        return Ok(Delivery::stack());
+    }
     deliver::by_address(ctx, run, packet)
 }
 

@@ -5,7 +5,7 @@ use netd_integration::lab::{Lab, Namespace};
 use netd_integration::node::{PORT, Server};
 use netd_integration::site::{Families, Site};
 use netd_integration::state::Port;
-use netd_integration::traffic::{self, Flow, Load, Proto, Sink};
+use netd_integration::traffic::{self, Echo, Flow, Load, Proto, Sink};
 use netd_integration::{stats, wait};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -29,6 +29,37 @@ fn answering(from: &Namespace, proto: Proto, target: SocketAddr, names: &[&str])
     wait::holds(&format!("{names:?} to answer {proto} at {target}"), || {
         let shares = traffic::shares(from, proto, target, 48)?;
         Ok(shares.keys().map(String::as_str).eq(names.iter().copied()))
+    })
+}
+
+#[test]
+fn a_host_port_by_portmap_reaches_its_pod_and_back() -> Result<()> {
+    Lab::run(|lab| {
+        let mut site = Site::new(lab, 1)?;
+        site.add_node("a", 1, Families::Dual)?;
+        let node = site.node("a")?;
+        // Beside netd's own plugin, so that the agent chains it.
+        std::fs::create_dir_all(node.dir().join("bin"))?;
+        std::os::unix::fs::symlink("/usr/lib/cni/portmap", node.dir().join("bin/portmap"))?;
+        site.start_all()?;
+        wait::holds("the conflist", || Ok(node.runtime().network().is_ok()))?;
+        let client = node.add_pod("client")?;
+        let (netns, mut attachment) = node.sandbox("web")?;
+        let ports = ["tcp", "udp"].map(
+            |protocol| serde_json::json!({"hostPort": 8080, "containerPort": PORT, "protocol": protocol}),
+        );
+        attachment.capabilities.insert("portMappings".into(), ports.as_slice().into());
+        node.runtime().add(&attachment)?;
+        let _echo = Echo::start(&netns, "web", PORT)?;
+        for host in ["10.1.0.11", "fd01::11"] {
+            let target = SocketAddr::new(host.parse()?, 8080);
+            for proto in Proto::ALL {
+                for from in [site.router(), &client.netns] {
+                    ensure!(traffic::ask(from, proto, target)? == "web", "{proto} at {target}");
+                }
+            }
+        }
+        node.runtime().del(&attachment)
     })
 }
 

@@ -91,6 +91,23 @@ fn sigterm_fails_no_request_and_exits_well() -> Result<()> {
 }
 
 #[test]
+fn an_agent_that_never_got_ready_ends_at_once_too() -> Result<()> {
+    Lab::run(|lab| {
+        let site = Site::one_node(lab)?;
+        let node = site.node("a")?;
+        node.terminate()?;
+        std::fs::remove_dir_all(site.state.dir())?;
+        node.launch()?;
+        wait::holds("the agent to answer", || Ok(node.api("/healthz").is_ok()))?;
+        let status = node.terminate()?;
+        ensure!(status.success(), "SIGTERM: {status}");
+        let log = std::fs::read_to_string(node.log())?;
+        ensure!(!log.contains("did not end"), "{log}");
+        Ok(())
+    })
+}
+
+#[test]
 fn what_changed_while_the_agent_was_away_is_caught_up() -> Result<()> {
     Lab::run(|lab| {
         let site = Site::one_node(lab)?;

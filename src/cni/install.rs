@@ -11,6 +11,7 @@ use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 /// Why the plugin is not, or only half, in place.
 #[derive(Debug, thiserror::Error)]
@@ -62,10 +63,11 @@ pub fn remove(config: &Config) -> Result<(), Error> {
 }
 
 /// The configuration list. It says 1.0.0, which every runtime in use takes, and offers the others to those
-/// that choose (SPEC.md, "Version considerations"). `portmap` is chained only where it is installed: a
-/// runtime that does not find a plugin of the list fails every pod.
+/// that choose (SPEC.md, "Version considerations"). `portmap` is chained only where it is installed, and
+/// `portmap` are then the versions that it speaks: a runtime that does not find a plugin of the list, or gives
+/// one a version that it does not know, fails every pod.
 #[must_use]
-pub fn conflist(settings: &Settings, with_portmap: bool) -> String {
+pub fn conflist(settings: &Settings, portmap: Option<&[Version]>) -> String {
     let mut plugins = vec![json!({
         "type": NETWORK,
         "socket": settings.socket,
@@ -73,12 +75,15 @@ pub fn conflist(settings: &Settings, with_portmap: bool) -> String {
         "bpffs": settings.bpffs,
         "capabilities": {"ips": true},
     })];
-    if with_portmap {
+    let mut versions = Version::ALL.to_vec();
+    if let Some(portmap) = portmap {
+        versions.retain(|version| portmap.contains(version));
         plugins.push(json!({"type": "portmap", "capabilities": {"portMappings": true}}));
     }
+    let common = versions.iter().filter(|version| **version <= Version::V1_0_0).max();
     let list: Value = json!({
-        "cniVersion": Version::V1_0_0,
-        "cniVersions": Version::ALL,
+        "cniVersion": common.unwrap_or(&Version::V1_0_0),
+        "cniVersions": versions,
         "name": NETWORK,
         "plugins": plugins,
     });
@@ -87,9 +92,54 @@ pub fn conflist(settings: &Settings, with_portmap: bool) -> String {
 
 fn install_from(binary: &Path, config: &Config, settings: &Settings) -> Result<Installed, Error> {
     let plugin = put(&config.bin_dir.join(NETWORK), 0o755, || File::open(binary))?;
-    let text = conflist(settings, config.bin_dir.join("portmap").is_file());
+    let portmap = spoken_by(&config.bin_dir.join("portmap"));
+    let text = conflist(settings, portmap.as_deref());
     let conflist = put(&config.conf_dir.join(&config.conf_name), 0o644, || Ok(text.as_bytes()))?;
     Ok(Installed { plugin, conflist })
+}
+
+/// The versions that another plugin and netd both speak; none if it is not there or cannot be chained.
+fn spoken_by(plugin: &Path) -> Option<Vec<Version>> {
+    if !plugin.is_file() {
+        return None;
+    }
+    let answer = ask_version(plugin).and_then(|answer| {
+        let answer: Value = serde_json::from_slice(&answer)?;
+        let known = |version: &&Version| {
+            let listed = answer.get("supportedVersions").and_then(Value::as_array);
+            listed.is_some_and(|listed| listed.iter().any(|one| one.as_str() == Some(version.as_str())))
+        };
+        Ok(Version::ALL.iter().filter(known).copied().collect::<Vec<_>>())
+    });
+    match answer {
+        Ok(versions) if versions.iter().any(|version| *version <= Version::V1_0_0) => Some(versions),
+        Ok(_) => {
+            tracing::warn!(plugin = %plugin.display(), "not chained: it speaks no version that netd does");
+            None
+        }
+        Err(error) => {
+            tracing::warn!(plugin = %plugin.display(), %error, "not chained: it does not tell its versions");
+            None
+        }
+    }
+}
+
+fn ask_version(plugin: &Path) -> io::Result<Vec<u8>> {
+    let mut child = Command::new(plugin)
+        .env_clear()
+        .env("CNI_COMMAND", "VERSION")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()?;
+    if let Some(mut stdin) = child.stdin.take()
+        && let Err(error) = stdin.write_all(br#"{"cniVersion":"0.3.1"}"#)
+        // It may answer without reading.
+        && error.kind() != io::ErrorKind::BrokenPipe
+    {
+        return Err(error);
+    }
+    Ok(child.wait_with_output()?.stdout)
 }
 
 /// Writes `path` unless it has this content and mode. The content is asked for twice: to compare, to copy.
@@ -189,7 +239,7 @@ mod tests {
 
     #[test]
     fn the_list_is_what_runtimes_take() {
-        insta::assert_snapshot!(conflist(&settings(), true), @r#"
+        insta::assert_snapshot!(conflist(&settings(), Some(&Version::ALL)), @r#"
         {
           "cniVersion": "1.0.0",
           "cniVersions": [
@@ -218,7 +268,29 @@ mod tests {
           ]
         }
         "#);
-        assert!(!conflist(&settings(), false).contains("portmap"));
+        assert!(!conflist(&settings(), None).contains("portmap"));
+    }
+
+    #[test]
+    fn the_list_offers_only_what_portmap_speaks_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let plugin = dir.path().join("portmap");
+        let list = |answer: &str| -> Option<Value> {
+            let script = format!("#!/bin/sh\ncat > /dev/null\necho '{answer}'\n");
+            fs::write(&plugin, script).unwrap();
+            fs::set_permissions(&plugin, Permissions::from_mode(0o755)).unwrap();
+            let versions = spoken_by(&plugin)?;
+            Some(serde_json::from_str(&conflist(&settings(), Some(&versions))).unwrap())
+        };
+        let answer = |versions: &[&str]| json!({"supportedVersions": versions}).to_string();
+        let debian_12 = list(&answer(&["0.1.0", "0.3.1", "0.4.0", "1.0.0"])).unwrap();
+        assert_eq!(debian_12["cniVersion"], "1.0.0");
+        assert_eq!(debian_12["cniVersions"], json!(["0.3.1", "0.4.0", "1.0.0"]));
+        assert_eq!(list(&answer(&["0.3.1", "0.4.0"])).unwrap()["cniVersion"], "0.4.0");
+        for useless in [&answer(&["0.1.0", "2.0.0"]), "no JSON"] {
+            assert_eq!(list(useless), None, "{useless}");
+        }
+        assert_eq!(spoken_by(&dir.path().join("nothing")), None);
     }
 
     #[test]
@@ -235,7 +307,9 @@ mod tests {
         assert_eq!(install(&config, &settings()).unwrap(), both(false, false));
         assert_eq!(before, (fs::metadata(&plugin).unwrap().ino(), fs::metadata(&list).unwrap().ino()));
 
-        fs::write(config.bin_dir.join("portmap"), "").unwrap();
+        let answer = "#!/bin/sh\ncat > /dev/null\necho '{\"supportedVersions\": [\"1.0.0\"]}'\n";
+        fs::write(config.bin_dir.join("portmap"), answer).unwrap();
+        fs::set_permissions(config.bin_dir.join("portmap"), Permissions::from_mode(0o755)).unwrap();
         assert_eq!(install(&config, &settings()).unwrap(), both(false, true));
         assert!(fs::read_to_string(&list).unwrap().contains("portmap"));
         fs::set_permissions(&plugin, Permissions::from_mode(0o644)).unwrap();

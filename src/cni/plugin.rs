@@ -93,7 +93,7 @@ fn without_agent<K: Kernel>(
             Err(Error::because(Code::UNAVAILABLE, "the netd agent cannot be reached", failure.to_string()))
         }
         Command::Add(_) | Command::Version(_) => {
-            let details = format!("{failure}. Is it running? see: netd doctor");
+            let details = format!("{failure}. Is it running? see: netd status");
             Err(Error::because(Code::TRY_LATER, "the netd agent cannot be reached", details))
         }
     }

@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::datapath::Datapath;
 use crate::net::host::{self, Uplink};
 use crate::net::netlink::Netlink;
-use crate::net::plan::{self, Unreachable};
+use crate::net::plan;
 use crate::net::routes::{Owner, Report, RouteWriter};
 use crate::store::Snapshot;
 use serde::Serialize;
@@ -139,11 +139,17 @@ impl Reconciler {
         } else {
             plan::NodeRoutes::default()
         };
-        self.tell_faults(&plan.unreachable);
+        let faults = plan.unreachable.iter().filter(|one| one.reason.is_fault()).map(ToString::to_string);
+        let mut faults: BTreeSet<String> = faults.collect();
         status.unreachable = plan.unreachable.iter().map(ToString::to_string).collect();
         status.routes = plan.routes.iter().map(ToString::to_string).collect();
         self.writer.state(Owner::Nodes, plan.routes);
-        let report = self.writer.apply().await?;
+        let applied = self.writer.apply().await;
+        if let Ok(report) = &applied {
+            faults.extend(report.conflicts.iter().map(ToString::to_string));
+        }
+        self.tell_faults(faults);
+        let report = applied?;
         tell(&report);
         status.problems = report.conflicts.iter().map(ToString::to_string).collect();
         status.problems.extend(
@@ -203,10 +209,9 @@ impl Reconciler {
         }
     }
 
-    /// Logs each fault in the Nodes once, and again when it comes back.
-    fn tell_faults(&mut self, unreachable: &[Unreachable]) {
-        let faults = unreachable.iter().filter(|one| one.reason.is_fault()).map(ToString::to_string);
-        let faults: BTreeSet<String> = faults.collect();
+    /// Logs each fault in the Nodes, and each route that gives way to another's, once, and again when it
+    /// comes back.
+    fn tell_faults(&mut self, faults: BTreeSet<String>) {
         for fault in faults.difference(&self.told) {
             tracing::warn!(target: "netd::node", "not routed: {fault}");
         }

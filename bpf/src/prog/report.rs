@@ -17,6 +17,8 @@ pub(super) struct Run {
     pub(super) service: u32,
     pub(super) backend: u32,
     pub(super) rule: u32,
+    /// The packet answers one that the node's own stack brought, and goes back there.
+    pub(super) to_stack: bool,
     reason: u8,
 }
 
@@ -33,6 +35,7 @@ impl Run {
             service: 0,
             backend: 0,
             rule: 0,
+            to_stack: false,
             reason: 0,
         }
     }

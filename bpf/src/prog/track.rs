@@ -108,6 +108,7 @@ fn known(run: &mut Run, packet: &Packet, to: &mut Translation) -> Known {
     }
     run.service = flow.service;
     run.backend = flow.backend;
+    run.to_stack = !forward && flow.flags & flow_flag::FROM_STACK != 0;
     touch(flow, packet, forward, now);
     to.end = match (flow.role, forward) {
         (role::FORWARD, true) => End::Destination,
@@ -247,7 +248,8 @@ fn record_direct(run: &Run, packet: &Packet) {
     let from_high = packet.fill_key(&mut scratch.key);
     let now = now();
     scratch.flow = Flow::default();
-    scratch.flow.flags = initiator(from_high);
+    let from_stack = if run.stage == stage::POD_INGRESS { flow_flag::FROM_STACK } else { 0 };
+    scratch.flow.flags = initiator(from_high) | from_stack;
     scratch.flow.created = now;
     scratch.flow.last_seen = now;
     maps::FLOWS.insert(&scratch.key, &scratch.flow, 0).ok();

@@ -141,7 +141,7 @@ fn without_an_agent_add_and_status_are_retryable_and_version_is_known() {
     assert_eq!(code, 11);
     assert!(text.starts_with("the netd agent cannot be reached: cannot connect to /"), "{text}");
     assert!(
-        text.ends_with("No such file or directory (os error 2). Is it running? see: netd doctor"),
+        text.ends_with("No such file or directory (os error 2). Is it running? see: netd status"),
         "{text}"
     );
     assert_eq!(fixture.run("STATUS", &none()).unwrap_err().0, 50);

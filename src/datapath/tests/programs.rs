@@ -363,6 +363,26 @@ fn other_nodes_are_reached_by_the_nodes_routes() {
 }
 
 #[test]
+fn what_the_stack_brought_is_answered_by_the_stack() {
+    isolated(|| {
+        let rig = Rig::new();
+        for (pod, neighbour) in [("10.0.0.1:80", "10.0.0.2:1000"), ("[fd00::1]:80", "[fd00::2]:1000")] {
+            for (proto, make) in
+                [(TCP, tcp as fn(&str, &str, Segment) -> Vec<u8>), (UDP, |a, b, _| udp(a, b))]
+            {
+                // As a hostPort's DNAT leaves it: only the stack can undo that in the answer.
+                assert_eq!(rig.pod_receives(&make(neighbour, pod, Segment::Syn)).verdict, OK);
+                let answer = make(pod, neighbour, Segment::Ack);
+                let ran = rig.pod_sends(&answer);
+                assert_eq!((ran.verdict, &ran.packet), (OK, &answer), "{pod} protocol {proto}");
+                let own = make(pod, &neighbour.replace("1000", "1001"), Segment::Syn);
+                assert_eq!(rig.pod_sends(&own).verdict, REDIRECT, "a flow of the pod's own");
+            }
+        }
+    });
+}
+
+#[test]
 fn an_explain_run_tells_and_changes_nothing() {
     isolated(|| {
         let rig = Rig::new();
