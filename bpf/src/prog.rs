@@ -7,7 +7,6 @@
     unsafe_code,
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    clippy::indexing_slicing,
     reason = "kernel helpers and context memory; the verifier checks every access"
 )]
 
@@ -112,7 +111,7 @@ fn finish(ctx: &TcContext, run: &mut Run, packet: &Packet, outcome: Outcome) -> 
         Err(reason) => {
             run.dropped(ctx, packet, reason);
             run.left_by(ctx, path::DROP, 0);
-            TC_ACT_SHOT as i32
+            TC_ACT_SHOT
         }
     }
 }
@@ -121,6 +120,6 @@ impl Delivery {
     /// On to the node's own stack.
     #[inline(always)]
     const fn stack() -> Self {
-        Self { verdict: TC_ACT_OK as i32, path: path::STACK, ifindex: 0 }
+        Self { verdict: TC_ACT_OK, path: path::STACK, ifindex: 0 }
     }
 }

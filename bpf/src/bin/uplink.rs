@@ -3,6 +3,7 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]
+#[expect(clippy::needless_pass_by_value, reason = "the macro hands the context over")]
 mod programs {
     use aya_ebpf::macros::classifier;
     use aya_ebpf::programs::TcContext;

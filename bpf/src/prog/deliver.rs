@@ -77,7 +77,7 @@ pub(super) fn to_local_pod(ctx: &TcContext, packet: &Packet, pod: &Pod) -> Outco
     rewrite::link(ctx, &pod.pod_mac, &pod.host_mac)?;
     // SAFETY: a helper with plain arguments.
     let verdict = unsafe { bpf_redirect_peer(pod.ifindex, 0) } as i32;
-    if verdict != TC_ACT_REDIRECT as i32 {
+    if verdict != TC_ACT_REDIRECT {
         return Err(reason::REWRITE_FAILED);
     }
     Ok(Delivery { verdict, path: path::PEER, ifindex: pod.ifindex })
@@ -122,7 +122,7 @@ fn by_route(ctx: &TcContext, run: &Run, packet: &Packet) -> Outcome {
     let verdict =
         unsafe { bpf_redirect_neigh(fib.ifindex, &raw mut hop, size_of::<bpf_redir_neigh>() as i32, 0) }
             as i32;
-    if verdict != TC_ACT_REDIRECT as i32 {
+    if verdict != TC_ACT_REDIRECT {
         return Err(reason::REWRITE_FAILED);
     }
     Ok(Delivery { verdict, path: path::NEIGHBOR, ifindex: fib.ifindex })

@@ -69,7 +69,7 @@ impl Run {
         } else {
             let first = Count { packets: 1, bytes: u64::from(ctx.len()) };
             // A table without room loses the counter, not the verdict.
-            let _ = maps::DROPS.insert(key, first, 0);
+            maps::DROPS.insert(key, first, 0).ok();
         }
         if let Some(mut entry) = maps::EVENTS.reserve::<Drop>(0) {
             let event = entry.as_mut_ptr();

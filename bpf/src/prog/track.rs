@@ -140,7 +140,7 @@ fn forget_forward(reply: &Flow, packet: &Packet) {
     let client = (&packet.source, packet.source_port);
     fill_key(&mut key, client, (&reply.xlat_addr, reply.xlat_port), packet.proto);
     // Not there: evicted already.
-    let _ = maps::FLOWS.remove(&key);
+    maps::FLOWS.remove(&key).ok();
 }
 
 /// Notes the packet in the row; once a second, and at the end of a connection, also in the other half.
@@ -202,7 +202,7 @@ fn refresh_other_half(flow: &Flow, packet: &Packet, forward: bool, now: u32) {
     half.xlat_port = other_port;
     half.last_seen = now;
     // Without room the half is made again a second later.
-    let _ = maps::FLOWS.insert(&scratch.key, &scratch.flow, 0);
+    maps::FLOWS.insert(&scratch.key, &scratch.flow, 0).ok();
 }
 
 #[inline(always)]
@@ -237,7 +237,7 @@ fn record_direct(run: &Run, packet: &Packet) {
     scratch.flow.flags = initiator(from_high);
     scratch.flow.created = now;
     scratch.flow.last_seen = now;
-    let _ = maps::FLOWS.insert(&scratch.key, &scratch.flow, 0);
+    maps::FLOWS.insert(&scratch.key, &scratch.flow, 0).ok();
 }
 
 /// Records both rows of a flow through a Service: the way back first, so that no reply finds it missing.
