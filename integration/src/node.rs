@@ -31,7 +31,7 @@ use std::time::Duration;
 pub const PORT: u16 = 8080;
 
 /// How long an agent may take until it is ready, on a busy machine with a debug build.
-const READY: Duration = Duration::from_secs(30);
+const READY: Duration = Duration::from_secs(90);
 
 /// A node of the lab.
 #[derive(Debug)]

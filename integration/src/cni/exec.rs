@@ -12,7 +12,7 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 /// A plugin that takes longer is killed, as by the kubelet's own limit.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// A plugin's error object (CNI specification, section 5).
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -72,7 +72,8 @@ impl Process {
     /// It did not end by the deadline.
     pub fn wait(&mut self) -> Result<ExitStatus> {
         let what = format!("{} to end", self.name);
-        wait::until(&what, || self.ended())
+        let pid = self.child.id();
+        wait::until(&what, || self.ended()).with_context(|| doing(pid))
     }
 
     /// Sends a signal that is to end it, and waits for that.
@@ -83,6 +84,19 @@ impl Process {
         self.signal(signal)?;
         self.wait()
     }
+}
+
+/// What the threads of a process are doing in the kernel.
+fn doing(pid: u32) -> String {
+    let mut text = String::new();
+    for thread in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+        let read = |file: &str| fs::read_to_string(thread.path().join(file)).unwrap_or_default();
+        let status = read("status");
+        let state = status.lines().find(|line| line.starts_with("State:")).unwrap_or_default();
+        text +=
+            &format!("thread {} {}{state}\n{}", thread.file_name().display(), read("comm"), read("stack"));
+    }
+    text
 }
 
 impl Drop for Process {

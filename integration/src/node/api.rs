@@ -18,7 +18,7 @@ pub struct Response {
 pub(super) fn get(socket: &Path, path: &str) -> Result<Response> {
     let context = || format!("GET {path} from {}", socket.display());
     let mut stream = UnixStream::connect(socket).with_context(context)?;
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: netd\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).with_context(context)?;
     let mut bytes = Vec::new();

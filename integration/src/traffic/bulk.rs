@@ -27,7 +27,7 @@ static PATTERN: LazyLock<Vec<u8>> = LazyLock::new(|| {
 });
 
 /// Bounds a stuck transfer.
-const STUCK: Duration = Duration::from_secs(20);
+const STUCK: Duration = Duration::from_secs(60);
 
 /// Takes one transfer.
 #[derive(Debug)]

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 const LOOPBACK: u32 = 1;
 
 /// The kernel's link watch takes microseconds, or until others release the rtnl lock.
-const READY_WITHIN: Duration = Duration::from_secs(5);
+const READY_WITHIN: Duration = Duration::from_secs(20);
 
 /// Creates a pod's interface with all that belongs to it: all of it or, on any error, nothing.
 ///
