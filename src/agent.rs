@@ -6,6 +6,7 @@
 //! | `services` | Services → the datapath's tables |
 //! | `node` | forwarding, uplinks, routes to other nodes |
 //! | `addresses` | this node's ranges, from the configuration or its Node object → the ledger |
+//! | `audit` | pods: ledger, links, programs and rows, compared every five minutes |
 //! | `install` | the CNI plugin and its conflist, once the agent is ready |
 //! | `drops` | the datapath's drop events → log and ring |
 //! | `api`, `metrics` | HTTP on the Unix socket and on TCP |
@@ -52,10 +53,14 @@ use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
 use tasks::Tasks;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Mutex, watch};
+
+/// Time between two comparisons of ledger, kernel and tables.
+const AUDIT: Duration = Duration::from_secs(300);
 
 /// How long tasks may take to end once they are told to.
 const STOP: Duration = Duration::from_secs(5);
@@ -130,6 +135,14 @@ pub async fn run(config: Config, loader: Loader, logs: logs::Handle) -> Result<(
     let started = Instant::now();
     let mut signals = Signals::listen()?;
     let _lock = lock::NodeLock::take(&config.agent.run_dir)?;
+    tracing::info!(
+        target: "netd::agent",
+        "netd {}, BPF schema {}, configuration {}, socket {}",
+        env!("CARGO_PKG_VERSION"),
+        netd_bpf::SCHEMA,
+        loader.path().display(),
+        config.agent.socket().display(),
+    );
     let agent = start(config, started).await?;
     tracing::info!(target: "netd::agent", "node {}: started in {:?}", agent.state.node, started.elapsed());
     let mut in_force = agent.config.clone();
@@ -179,6 +192,9 @@ async fn start(config: Config, started: Instant) -> Result<Agent, Error> {
             "map {map} keeps its {actual} rows until the node restarts; the configuration asks for {wanted}"
         );
     }
+    if report.mounted {
+        tracing::info!(target: "netd::datapath", "a bpffs was mounted for {}", config.datapath.bpffs.display());
+    }
     let adopted = if report.adopted { "an earlier agent's maps" } else { "new maps" };
     tracing::info!(target: "netd::datapath", "programs loaded over {adopted}");
     let datapath = Arc::new(datapath);
@@ -188,7 +204,7 @@ async fn start(config: Config, started: Instant) -> Result<Agent, Error> {
     for change in host::enable_forwarding(&netlink, &uplinks).await? {
         tracing::info!(target: "netd::node", "{change}");
     }
-    let mtu = host::pod_mtu(&config.net, &uplinks);
+    let mtu = Arc::new(AtomicU32::new(host::pod_mtu(&config.net, &uplinks)));
 
     readiness.wait_for("source", format!("{} was not read yet", config.directory.path.display()));
     readiness.wait_for("services", "the Service tables were not written yet");
@@ -200,7 +216,7 @@ async fn start(config: Config, started: Instant) -> Result<Agent, Error> {
         store: Arc::clone(&store),
         state: config.directory.path.clone(),
         node: config.agent.node.clone(),
-        mtu,
+        mtu: Arc::clone(&mtu),
         readiness: readiness.clone(),
     };
     let options = Options {
@@ -247,6 +263,7 @@ async fn start(config: Config, started: Instant) -> Result<Agent, Error> {
     agent.spawn_services(service_metrics);
     agent.spawn_node(netlink);
     agent.spawn_addresses();
+    agent.spawn_audit();
     agent.spawn_drops();
     agent.spawn_install();
     agent.spawn_api(listener, public, metrics);
@@ -328,6 +345,7 @@ impl Agent {
                 state.node.clone(),
                 netlink.clone(),
                 Arc::clone(&state.datapath),
+                Arc::clone(&state.mtu),
                 state.node_status.clone(),
             );
             let (snapshots, settings) = (state.store.subscribe(), settings.clone());
@@ -350,6 +368,24 @@ impl Agent {
         let (state, settings) = (Arc::clone(&self.state), self.settings.subscribe());
         self.tasks
             .spawn("addresses", move |cancel| addresses::run(Arc::clone(&state), settings.clone(), cancel));
+    }
+
+    /// What others took away from pods (programs, rows, links) comes back.
+    fn spawn_audit(&self) {
+        let cni = Arc::clone(&self.state.cni);
+        self.tasks.spawn("audit", move |cancel| {
+            let cni = Arc::clone(&cni);
+            async move {
+                while cancel.run_until_cancelled(tokio::time::sleep(AUDIT)).await.is_some() {
+                    let found = cni.recover().await?;
+                    if found.repaired() {
+                        tracing::warn!(target: "netd::ipam", "an audit found pods that were not as they ought to be");
+                        tell(&found);
+                    }
+                }
+                Ok(())
+            }
+        });
     }
 
     fn spawn_drops(&self) {

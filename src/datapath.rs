@@ -45,6 +45,7 @@ pub struct Datapath {
     backends: Mutex<Array<MapData, Backend>>,
     flows: Mutex<HashMap<MapData, FlowKey, Flow>>,
     drops: PerCpuHashMap<MapData, DropKey, Count>,
+    drop_totals: PerCpuArray<MapData, Count>,
     paths: PerCpuArray<MapData, Count>,
     events: Mutex<Option<RingBuf<MapData>>>,
 }

@@ -101,6 +101,15 @@ pub struct Count {
     pub bytes: u64,
 }
 
+/// Rows of `DROP_TOTALS` (per-CPU ARRAY), by [`total_index`]: never evicted, for counters.
+pub const DROP_TOTALS: u32 = 128;
+
+/// Row of a stage and reason.
+#[must_use]
+pub const fn total_index(stage: u8, reason: u8) -> u32 {
+    ((stage as u32 & 3) << 5) | (reason as u32 & 31)
+}
+
 /// How a packet left the program; index into `PATHS` (per-CPU ARRAY).
 pub mod path {
     /// Dropped.

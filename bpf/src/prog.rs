@@ -99,6 +99,11 @@ fn from_uplink(ctx: &TcContext, run: &mut Run, packet: &mut Packet) -> Outcome {
         return Ok(Delivery::stack());
     }
     run.endpoint = pod.endpoint;
+    // What a pod of this node sends never comes in from outside.
+    // SAFETY: as above.
+    if unsafe { maps::POD_BY_ADDR.get(packet.source) }.is_some() {
+        return Err(reason::SPOOFED_SOURCE);
+    }
     track::to_pod(ctx, run, packet)?;
     deliver::to_local_pod(ctx, packet, pod)
 }

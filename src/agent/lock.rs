@@ -4,11 +4,13 @@
 //! same network. The kernel gives both back however the agent ends.
 
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::os::unix::net::{SocketAddr, UnixListener};
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 /// Abstract socket names belong to a network namespace (unix(7)).
@@ -46,7 +48,7 @@ pub enum Error {
 #[derive(Debug)]
 pub(super) struct NodeLock {
     _file: Flock<File>,
-    _name: UnixListener,
+    _name: Option<UnixListener>,
 }
 
 impl NodeLock {
@@ -76,16 +78,31 @@ impl NodeLock {
             }
         })?;
         let name = SocketAddr::from_abstract_name(NAME).and_then(|name| UnixListener::bind_addr(&name));
-        let name = name.map_err(|source| match source.kind() {
-            io::ErrorKind::AddrInUse => Error::SameNetwork { path: run_dir.to_owned() },
-            _ => io(source),
-        })?;
+        let name = match name {
+            Ok(name) => Some(name),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                if holder().is_none_or(|uid| uid == 0) {
+                    return Err(Error::SameNetwork { path: run_dir.to_owned() });
+                }
+                // Anybody may take an abstract name; nobody but root may keep an agent away with it.
+                tracing::error!(target: "netd::agent", "a process that is not root's has taken netd's name");
+                None
+            }
+            Err(error) => return Err(io(error)),
+        };
         file.set_len(0)
             .and_then(|()| file.rewind())
             .and_then(|()| writeln!(file, "{}", std::process::id()))
             .map_err(io)?;
         Ok(Self { _file: file, _name: name })
     }
+}
+
+/// The user whose process has the name; none if it cannot be asked.
+fn holder() -> Option<u32> {
+    let name = SocketAddr::from_abstract_name(NAME).ok()?;
+    let stream = UnixStream::connect_addr(&name).ok()?;
+    Some(getsockopt(&stream, PeerCredentials).ok()?.uid())
 }
 
 #[cfg(test)]

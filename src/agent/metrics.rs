@@ -4,13 +4,12 @@ use super::drops::{reason_name, stage_name};
 use super::state::State;
 use crate::reconcile::services::ServiceMetrics;
 use crate::telemetry::metrics::Metrics;
-use netd_bpf::event::{Count, reason};
+use netd_bpf::event::Count;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Weak};
 
@@ -93,19 +92,12 @@ impl Collector for Agent {
     }
 }
 
-/// Summed over pods, Services and rules: those are in the events, not in labels without bound. Every reason
-/// is there from the start, so that an alert on its rate sees the first drop.
+/// Without pods, Services and rules: those are in the events, not in labels without bound. Every reason is
+/// there from the start, so that an alert on its rate sees the first drop.
 fn drops(state: &State, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-    let mut sums: BTreeMap<(u8, u8), u64> = BTreeMap::new();
-    for (key, Count { packets, .. }) in state.datapath.drop_counts().unwrap_or_default() {
-        *sums.entry((key.stage, key.reason)).or_default() += packets;
-    }
-    for (number, _, _) in reason::ALL {
-        sums.entry((netd_bpf::event::stage::POD_EGRESS, *number)).or_default();
-    }
     let mut family =
         encoder.encode_descriptor("drops", "Packets dropped by the datapath", None, MetricType::Counter)?;
-    for ((stage, reason), packets) in sums {
+    for (stage, reason, Count { packets, .. }) in state.datapath.drop_totals().unwrap_or_default() {
         let labels = DropLabels { stage: stage_name(stage), reason: reason_name(reason).0 };
         ConstCounter::new(packets).encode(family.encode_family(&labels)?)?;
     }

@@ -14,6 +14,7 @@ use netd_bpf::pod::Pod;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::task::JoinError;
 
@@ -33,8 +34,8 @@ pub(super) struct Kernel {
     pub(super) state: PathBuf,
     /// Name of this node.
     pub(super) node: String,
-    /// MTU of pods' interfaces.
-    pub(super) mtu: u32,
+    /// MTU of pods' interfaces, as the uplinks allow now.
+    pub(super) mtu: Arc<AtomicU32>,
     /// What ADD waits for.
     pub(super) readiness: Readiness,
 }
@@ -71,25 +72,20 @@ impl Kernel {
         done.map_err(failed)?.map_err(failed)
     }
 
-    fn pod_interface(&self, interface: &Interface) -> PodInterface {
+    fn pod_interface(interface: &Interface, mtu: u32) -> PodInterface {
         PodInterface {
             netns: interface.netns.clone(),
             pod_name: interface.pod_name.clone(),
             host_name: interface.host_name.clone(),
             addresses: interface.addresses.clone(),
-            mtu: self.mtu,
+            mtu,
             alias: interface.alias.clone(),
         }
     }
+}
 
-    const fn link(&self, link: PodLink) -> Link {
-        Link {
-            host_ifindex: link.host_ifindex,
-            host_mac: link.host_mac,
-            pod_mac: link.pod_mac,
-            mtu: self.mtu,
-        }
-    }
+const fn link(link: PodLink, mtu: u32) -> Link {
+    Link { host_ifindex: link.host_ifindex, host_mac: link.host_mac, pod_mac: link.pod_mac, mtu }
 }
 
 /// The rows of an attachment.
@@ -116,6 +112,10 @@ impl Plumbing for Kernel {
             Ok(Ok(_)) => {}
             _ => return Lookup::Unsynced,
         }
+        if snapshots.borrow().model.pods.is_empty() {
+            // A source that keeps no Pods, as on a bare machine, will not bring this one.
+            return Lookup::Unknown;
+        }
         // What was written just before the ADD must count: its annotations may ask for an address.
         let known = snapshots.wait_for(|snapshot| snapshot.model.pods.contains_key(pod));
         let found = tokio::time::timeout(SOURCE_LAG, known).await;
@@ -137,8 +137,9 @@ impl Plumbing for Kernel {
     }
 
     async fn create(&self, interface: &Interface) -> Result<Link, Fault> {
-        let made = pod::create(&self.netlink, &self.pod_interface(interface)).await;
-        made.map(|link| self.link(link)).map_err(link_fault)
+        let mtu = self.mtu.load(Ordering::Relaxed);
+        let made = pod::create(&self.netlink, &Self::pod_interface(interface, mtu)).await;
+        made.map(|made| link(made, mtu)).map_err(link_fault)
     }
 
     async fn delete(&self, host_name: &str) -> Result<bool, Fault> {
@@ -146,8 +147,11 @@ impl Plumbing for Kernel {
     }
 
     async fn check(&self, interface: &Interface) -> Result<Link, Fault> {
-        let found = pod::check(&self.netlink, &self.pod_interface(interface)).await;
-        found.map(|link| self.link(link)).map_err(link_fault)
+        // The uplinks' MTU may have changed since: what the host's end has is what the pod must have.
+        let end = self.netlink.link_by_name(&interface.host_name).await.map_err(failed)?;
+        let mtu = end.map_or_else(|| self.mtu.load(Ordering::Relaxed), |end| end.mtu);
+        let found = pod::check(&self.netlink, &Self::pod_interface(interface, mtu)).await;
+        found.map(|found| link(found, mtu)).map_err(link_fault)
     }
 
     async fn links(&self) -> Result<Vec<HostEnd>, Fault> {

@@ -13,7 +13,7 @@ use crate::telemetry::chain;
 use arc_swap::ArcSwapOption;
 use serde_json::{Value, json};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Instant;
 use tokio::sync::watch;
 
@@ -25,7 +25,7 @@ const VERSION: u32 = 1;
 pub(super) struct State {
     pub(super) node: String,
     pub(super) started: Instant,
-    pub(super) mtu: u32,
+    pub(super) mtu: Arc<AtomicU32>,
     pub(super) datapath: Arc<Datapath>,
     pub(super) store: Arc<Store>,
     pub(super) cni: Arc<Server<Kernel>>,
@@ -95,7 +95,7 @@ impl State {
             "tasks": tasks,
             "source": { "generation": snapshot.generation, "synced": snapshot.synced, "report": *report },
             "services": services,
-            "network": { "mtu": self.mtu, "node": *node },
+            "network": { "mtu": self.mtu.load(Ordering::Relaxed), "node": *node },
             "addresses": { "pods": self.cni.state().entries().count(), "ranges": ranges },
             "datapath": {
                 "schema": netd_bpf::SCHEMA,

@@ -24,6 +24,15 @@ pub enum UplinkHook {
     Clsact,
 }
 
+impl std::fmt::Display for UplinkHook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Tcx => "TCX",
+            Self::Clsact => "clsact",
+        })
+    }
+}
+
 impl Datapath {
     /// Attaches both programs to the host's end of a pod's interface, in this thread's network namespace;
     /// what is attached already is replaced without a gap.
@@ -41,9 +50,9 @@ impl Datapath {
     ///
     /// # Errors
     /// The interface is gone or the kernel has neither TCX nor clsact.
-    pub fn attach_uplink(&self, interface: &str) -> Result<UplinkHook, Error> {
+    pub fn attach_uplink(&self, ifindex: u32, interface: &str) -> Result<UplinkHook, Error> {
         let mut programs = locked(&self.programs);
-        let pin = self.pins.uplink(interface);
+        let pin = self.pins.uplink(ifindex, interface);
         if replace_pinned(&mut programs.uplink_in, interface, &pin)? {
             return Ok(UplinkHook::Tcx);
         }
@@ -70,8 +79,8 @@ impl Datapath {
     ///
     /// # Errors
     /// The pin cannot be removed.
-    pub fn detach_uplink(&self, interface: &str) -> Result<(), Error> {
-        let pin = self.pins.uplink(interface);
+    pub fn detach_uplink(&self, ifindex: u32, interface: &str) -> Result<(), Error> {
+        let pin = self.pins.uplink(ifindex, interface);
         if pin.exists() {
             return std::fs::remove_file(&pin).map_err(Error::path("unpin the link", &pin));
         }
@@ -83,13 +92,17 @@ impl Datapath {
         }
     }
 
-    /// Interfaces whose uplink link is pinned.
+    /// Interfaces whose uplink link is pinned, by index and name.
     #[must_use]
-    pub fn pinned_uplinks(&self) -> Vec<String> {
+    pub fn pinned_uplinks(&self) -> Vec<(u32, String)> {
         let Ok(entries) = std::fs::read_dir(self.pins.links()) else { return Vec::new() };
         entries
             .flatten()
-            .filter_map(|entry| Some(entry.file_name().to_str()?.strip_prefix("uplink-")?.replace(':', ".")))
+            .filter_map(|entry| {
+                let name = entry.file_name();
+                let (ifindex, name) = name.to_str()?.strip_prefix("uplink-")?.split_once('-')?;
+                Some((ifindex.parse().ok()?, name.replace(':', ".")))
+            })
             .collect()
     }
 }

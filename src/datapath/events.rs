@@ -2,7 +2,7 @@
 
 use super::{Datapath, Error, locked};
 use aya::maps::{MapData, PerCpuValues, RingBuf};
-use netd_bpf::event::{Count, Drop, DropKey, path};
+use netd_bpf::event::{Count, Drop, DropKey, path, reason, stage, total_index};
 use std::io;
 use tokio::io::unix::AsyncFd;
 
@@ -26,8 +26,14 @@ impl Datapath {
     pub fn take_events(&self) -> io::Result<Option<Events>> {
         let Some(ring) = locked(&self.events).take() else { return Ok(None) };
         // SAFETY: the ring buffer owns its descriptor and gives out the same one until it is dropped.
-        let ring = unsafe { AsyncFd::register(ring) }.map_err(io::Error::from)?;
-        Ok(Some(Events { ring }))
+        match unsafe { AsyncFd::register(ring) } {
+            Ok(ring) => Ok(Some(Events { ring })),
+            Err(error) => {
+                let (ring, error) = error.into_parts();
+                *locked(&self.events) = Some(ring);
+                Err(error)
+            }
+        }
     }
 
     /// Drops so far, by reason and place.
@@ -38,6 +44,22 @@ impl Datapath {
         self.drops
             .iter()
             .map(|row| row.map(|(key, values)| (key, sum(&values))).map_err(Error::map("DROPS")))
+            .collect()
+    }
+
+    /// Drops so far by stage and reason; these only grow.
+    ///
+    /// # Errors
+    /// The kernel refuses a look-up.
+    pub fn drop_totals(&self) -> Result<Vec<(u8, u8, Count)>, Error> {
+        let stages = [stage::POD_EGRESS, stage::POD_INGRESS, stage::UPLINK_IN];
+        let pairs = stages.into_iter().flat_map(|stage| reason::ALL.iter().map(move |(r, _, _)| (stage, *r)));
+        pairs
+            .map(|(stage, reason)| {
+                let index = total_index(stage, reason);
+                let values = self.drop_totals.get(&index, 0).map_err(Error::map("DROP_TOTALS"))?;
+                Ok((stage, reason, sum(&values)))
+            })
             .collect()
     }
 

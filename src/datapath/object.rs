@@ -55,7 +55,7 @@ fn shapes(config: &Config) -> [(&'static str, usize, usize, u32); 6] {
     ]
 }
 
-const UNSIZED: [&str; 3] = ["DROPS", "PATHS", "EVENTS"];
+const UNSIZED: [&str; 4] = ["DROPS", "DROP_TOTALS", "PATHS", "EVENTS"];
 
 pub(super) fn open(config: &Config) -> Result<(Datapath, OpenReport), Error> {
     if OBJECTS.is_empty() {
@@ -104,6 +104,11 @@ pub(super) fn open(config: &Config) -> Result<(Datapath, OpenReport), Error> {
             PerCpuHashMap::try_from,
         )?,
         paths: typed::<PerCpuArray<MapData, Count>>("PATHS", take("PATHS")?, PerCpuArray::try_from)?,
+        drop_totals: typed::<PerCpuArray<MapData, Count>>(
+            "DROP_TOTALS",
+            take("DROP_TOTALS")?,
+            PerCpuArray::try_from,
+        )?,
         events: Mutex::new(Some(typed("EVENTS", take("EVENTS")?, RingBuf::try_from)?)),
         pins,
         config: config.clone(),

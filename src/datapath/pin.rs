@@ -25,9 +25,10 @@ impl Pins {
         self.root.join("programs").join(name)
     }
 
-    /// bpffs refuses names with a dot, which an interface's may have.
-    pub(super) fn uplink(&self, interface: &str) -> PathBuf {
-        self.root.join("links").join(format!("uplink-{}", interface.replace('.', ":")))
+    /// By index too: a name may pass to another device. bpffs refuses names with a dot, which an interface's
+    /// may have.
+    pub(super) fn uplink(&self, ifindex: u32, interface: &str) -> PathBuf {
+        self.root.join("links").join(format!("uplink-{ifindex}-{}", interface.replace('.', ":")))
     }
 
     pub(super) fn links(&self) -> PathBuf {

@@ -4,6 +4,7 @@ use super::{Datapath, Error, locked};
 use aya::maps::MapError;
 use netd_bpf::Addr;
 use netd_bpf::pod::Pod;
+use std::collections::BTreeMap;
 
 impl Datapath {
     /// Writes a pod's rows; the last one written is the one by interface, without which the pod cannot send.
@@ -49,17 +50,16 @@ impl Datapath {
     /// # Errors
     /// The kernel refuses the walk.
     pub fn pods(&self) -> Result<Vec<Pod>, Error> {
-        let mut pods = Vec::new();
+        let mut pods = BTreeMap::new();
         for row in locked(&self.pod_by_ifindex).iter() {
-            pods.push(row.map_err(Error::map("POD_BY_IFINDEX"))?.1);
+            let (_, pod) = row.map_err(Error::map("POD_BY_IFINDEX"))?;
+            pods.insert((pod.ifindex, pod.endpoint, pod.v4, pod.v6), pod);
         }
         for row in locked(&self.pod_by_addr).iter() {
             let (_, pod) = row.map_err(Error::map("POD_BY_ADDR"))?;
-            if !pods.contains(&pod) {
-                pods.push(pod);
-            }
+            pods.insert((pod.ifindex, pod.endpoint, pod.v4, pod.v6), pod);
         }
-        Ok(pods)
+        Ok(pods.into_values().collect())
     }
 }
 

@@ -20,7 +20,8 @@ use std::sync::Arc;
 /// A report and the file it is in.
 pub(super) type Reports<'r> = BTreeMap<ObjectName, (&'r Path, &'r PodStatus)>;
 
-/// Puts the model together; the problems are reports that were not used.
+/// Puts the model together; the problems are reports that contradict their Pod. A report of a pod that the
+/// folder has no Pod for is no problem: on a bare machine none has.
 pub(super) fn assemble<'e>(
     entries: impl Iterator<Item = &'e Entry>,
     mut reports: Reports<'_>,
@@ -57,9 +58,6 @@ pub(super) fn assemble<'e>(
         });
         let pod = complete(pod, ready, report, &model.nodes);
         model.pods.insert(pod.name.clone(), pod);
-    }
-    for (name, (path, _)) in reports {
-        problems.push(problem(path, Some(&name), "ignored: the folder has no such Pod".to_owned()));
     }
     (model, problems)
 }
@@ -152,16 +150,13 @@ mod tests {
     }
 
     #[test]
-    fn a_report_from_another_node_and_one_of_no_pod_are_ignored() {
+    fn a_report_from_another_node_is_told_and_one_of_no_pod_is_nobodys() {
         let text = pod("a", "spec: {nodeName: n2}");
         let (model, problems) = pods(&text, &[report("a", "n1", "10.0.0.1"), report("x", "n1", "10.0.0.2")]);
         assert_eq!(show(&model, "a"), (vec![], Some("n2".to_owned()), false));
         assert_eq!(
             problems,
-            [
-                "s: Pod default/a: ignored: reported by node n1, but the Pod's spec.nodeName is n2",
-                "s: Pod default/x: ignored: the folder has no such Pod",
-            ]
+            ["s: Pod default/a: ignored: reported by node n1, but the Pod's spec.nodeName is n2"]
         );
         assert_eq!(model.pods.len(), 1);
     }

@@ -14,12 +14,16 @@ use crate::store::Snapshot;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// Time between two looks at the kernel when nothing else happens.
 pub const AUDIT: Duration = Duration::from_secs(30);
+
+/// Time to the next round after one that failed.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// State after the last round.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -52,6 +56,9 @@ pub enum Error {
     /// The uplinks cannot be found or set up.
     #[error("the node's uplinks")]
     Host(#[from] host::Error),
+    /// A default route that flaps must not take the routes to the other nodes along.
+    #[error("no default route leads off the node any more; uplinks and routes stay as they are")]
+    NoUplinks,
     /// The routes cannot be read or written.
     #[error("the routes to other nodes")]
     Routes(#[from] crate::net::netlink::Error),
@@ -64,22 +71,33 @@ pub struct Reconciler {
     netlink: Netlink,
     datapath: Arc<Datapath>,
     writer: RouteWriter,
-    attached: BTreeMap<String, (u32, String)>,
+    mtu: Arc<AtomicU32>,
+    attached: BTreeSet<(u32, String)>,
     told: BTreeSet<String>,
     status: watch::Sender<Arc<NodeStatus>>,
 }
 
 impl Reconciler {
-    /// For the node of that name; the state is sent to `status`.
+    /// For the node of that name; the state is sent to `status`, the MTU of pods kept in `mtu`.
     #[must_use]
     pub fn new(
         node: String,
         netlink: Netlink,
         datapath: Arc<Datapath>,
+        mtu: Arc<AtomicU32>,
         status: watch::Sender<Arc<NodeStatus>>,
     ) -> Self {
         let writer = RouteWriter::new(netlink.clone(), &[Owner::Nodes]);
-        Self { node, netlink, datapath, writer, attached: BTreeMap::new(), told: BTreeSet::new(), status }
+        Self {
+            node,
+            netlink,
+            datapath,
+            writer,
+            attached: BTreeSet::new(),
+            mtu,
+            told: BTreeSet::new(),
+            status,
+        }
     }
 
     /// Runs until cancelled. What is attached and routed stays.
@@ -106,8 +124,11 @@ impl Reconciler {
                 Ok(()) => status.routed |= snapshot.synced,
                 Err(error) => {
                     let text = crate::telemetry::chain(&error);
-                    tracing::warn!(target: "netd::node", "{text}; tried again within {AUDIT:?}");
+                    if self.status.borrow().error.as_ref() != Some(&text) {
+                        tracing::warn!(target: "netd::node", "{text}; tried again every {RETRY:?}");
+                    }
                     status.error = Some(text);
+                    audit.reset_after(RETRY);
                 }
             }
             self.status.send_replace(Arc::new(status));
@@ -123,6 +144,12 @@ impl Reconciler {
         let uplinks = host::uplinks(&self.netlink, &config.net).await?;
         for change in host::enable_forwarding(&self.netlink, &uplinks).await? {
             tracing::info!(target: "netd::node", "{change}");
+        }
+        if uplinks.is_empty() && !self.attached.is_empty() && config.net.uplinks.is_empty() {
+            return Err(Error::NoUplinks);
+        }
+        if !uplinks.is_empty() {
+            self.mtu.store(host::pod_mtu(&config.net, &uplinks), Ordering::Relaxed);
         }
         self.attach(&uplinks, status).await;
         // Before the source has spoken nothing is known of other nodes, and nothing of ours is removed.
@@ -161,7 +188,7 @@ impl Reconciler {
         Ok(())
     }
 
-    /// Attaches what is not attached yet, lets go of what is an uplink no longer.
+    /// Attaches the uplinks' program, lets go of what is an uplink no longer.
     async fn attach(&mut self, uplinks: &[Uplink], status: &mut NodeStatus) {
         // The program reads Ethernet frames. What comes in without, the node's stack brings to the pods.
         let (uplinks, others): (Vec<&Uplink>, Vec<&Uplink>) =
@@ -169,43 +196,43 @@ impl Reconciler {
         for uplink in others {
             status.uplinks.insert(uplink.name.clone(), "no Ethernet: by the node's stack".to_owned());
         }
-        for uplink in &uplinks {
-            let known = self.attached.get(&uplink.name);
-            if known.is_none_or(|(ifindex, _)| *ifindex != uplink.ifindex) {
-                let (datapath, name) = (Arc::clone(&self.datapath), uplink.name.clone());
-                let done = tokio::task::spawn_blocking(move || datapath.attach_uplink(&name)).await;
-                match done {
-                    Ok(Ok(hook)) => {
-                        tracing::info!(target: "netd::node", "uplink {}: attached by {hook:?}", uplink.name);
-                        self.attached.insert(uplink.name.clone(), (uplink.ifindex, format!("{hook:?}")));
+        let wanted: BTreeSet<(u32, String)> =
+            uplinks.iter().map(|uplink| (uplink.ifindex, uplink.name.clone())).collect();
+        for (ifindex, name) in &wanted {
+            // Each time, for what others took away: it is one system call where it stands already.
+            let (datapath, target) = (Arc::clone(&self.datapath), name.clone());
+            let ifindex = *ifindex;
+            let done = tokio::task::spawn_blocking(move || datapath.attach_uplink(ifindex, &target)).await;
+            let how = match done {
+                Ok(Ok(hook)) => {
+                    if self.attached.insert((ifindex, name.clone())) {
+                        tracing::info!(target: "netd::node", "uplink {name}: attached by {hook}");
                     }
-                    Ok(Err(error)) => {
-                        let text = crate::telemetry::chain(&error);
-                        status.problems.push(text.clone());
-                        status.uplinks.insert(uplink.name.clone(), text);
-                    }
-                    Err(error) => status.problems.push(error.to_string()),
+                    hook.to_string()
                 }
-            }
-            if let Some((_, how)) = self.attached.get(&uplink.name) {
-                status.uplinks.insert(uplink.name.clone(), how.clone());
-            }
+                Ok(Err(error)) => {
+                    let text = crate::telemetry::chain(&error);
+                    status.problems.push(text.clone());
+                    text
+                }
+                Err(error) => {
+                    status.problems.push(error.to_string());
+                    continue;
+                }
+            };
+            status.uplinks.insert(name.clone(), how);
         }
-        let names: BTreeSet<&str> = uplinks.iter().map(|uplink| uplink.name.as_str()).collect();
         let pinned = self.datapath.pinned_uplinks().into_iter();
-        let gone: BTreeSet<String> = pinned
-            .chain(self.attached.keys().cloned())
-            .filter(|name| !names.contains(name.as_str()))
-            .collect();
-        for name in gone {
-            let datapath = Arc::clone(&self.datapath);
-            let doomed = name.clone();
-            let done = tokio::task::spawn_blocking(move || datapath.detach_uplink(&doomed)).await;
-            tracing::info!(target: "netd::node", "{name} is an uplink no longer");
+        let gone: BTreeSet<(u32, String)> =
+            pinned.chain(self.attached.iter().cloned()).filter(|one| !wanted.contains(one)).collect();
+        for (ifindex, name) in gone {
+            let (datapath, doomed) = (Arc::clone(&self.datapath), name.clone());
+            let done = tokio::task::spawn_blocking(move || datapath.detach_uplink(ifindex, &doomed)).await;
+            tracing::info!(target: "netd::node", "{name} (index {ifindex}) is an uplink no longer");
             if let Ok(Err(error)) = done {
                 tracing::warn!(target: "netd::node", "{}", crate::telemetry::chain(&error));
             }
-            self.attached.remove(&name);
+            self.attached.remove(&(ifindex, name));
         }
     }
 

@@ -23,6 +23,9 @@ pub(super) static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entrie
 #[map]
 pub(super) static DROPS: LruPerCpuHashMap<DropKey, Count> = LruPerCpuHashMap::with_max_entries(1024, 0);
 #[map]
+pub(super) static DROP_TOTALS: PerCpuArray<Count> =
+    PerCpuArray::with_max_entries(crate::event::DROP_TOTALS, 0);
+#[map]
 pub(super) static PATHS: PerCpuArray<Count> = PerCpuArray::with_max_entries(path::COUNT, 0);
 #[map]
 pub(super) static EVENTS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);

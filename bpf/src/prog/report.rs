@@ -2,7 +2,7 @@
 
 use super::maps;
 use super::packet::Packet;
-use crate::event::{Count, Drop, DropKey, EXPLAIN_WORDS};
+use crate::event::{Count, Drop, DropKey, EXPLAIN_WORDS, total_index};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::TcContext;
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
@@ -58,6 +58,9 @@ impl Run {
         self.reason = reason;
         if self.explain {
             return;
+        }
+        if let Some(count) = maps::DROP_TOTALS.get_ptr_mut(total_index(self.stage, reason)) {
+            add(count, ctx.len());
         }
         let key = DropKey {
             reason,

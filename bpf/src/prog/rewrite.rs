@@ -93,7 +93,8 @@ fn transport(
     let (checksum, mangled) = match packet.proto {
         TCP => (packet.l4 + 16, 0),
         UDP => (packet.l4 + 6, u64::from(BPF_F_MARK_MANGLED_0)),
-        _ => return Ok(()),
+        // SCTP's checksum covers its ports and no address (RFC 9260 §6.8): only addresses can change.
+        _ => return if old_port == to.port { Ok(()) } else { Err(()) },
     };
     // SAFETY: two arrays of 16 readable bytes. For mapped IPv4 addresses the first twelve bytes cancel out.
     let diff = unsafe { bpf_csum_diff(old.0.as_ptr().cast_mut(), 16, to.addr.0.as_ptr().cast_mut(), 16, 0) };

@@ -42,6 +42,17 @@ pub struct Recovery {
     pub problems: Vec<String>,
 }
 
+impl Recovery {
+    /// True if anything was not as it ought to be.
+    #[must_use]
+    pub const fn repaired(&self) -> bool {
+        self.fresh.is_some()
+            || !self.problems.is_empty()
+            || self.adopted + self.released + self.links_deleted + self.rows_removed + self.statuses_removed
+                > 0
+    }
+}
+
 impl<P: Plumbing> Server<P> {
     /// Compares everything and repairs it. No request is served meanwhile.
     pub async fn recover(&self) -> Result<Recovery, OpenError> {

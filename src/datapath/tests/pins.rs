@@ -71,22 +71,23 @@ fn filters_and_links_outlive_their_agent_and_are_never_doubled() {
     isolated(|| {
         run(&["ip", "link", "add", "pod0", "type", "veth", "peer", "name", "eth0"]);
         run(&["ip", "link", "add", "up0.7", "type", "veth", "peer", "name", "far0"]);
+        let uplink = nix::net::if_::if_nametoindex("up0.7").unwrap();
         let rig = Rig::new();
         let config = rig.folder.config();
         rig.datapath.attach_pod("pod0").unwrap();
-        rig.datapath.attach_uplink("up0.7").unwrap();
+        rig.datapath.attach_uplink(uplink, "up0.7").unwrap();
         let first = attached();
         assert_eq!(first.len(), 3, "{first:?}");
         drop(rig.datapath);
         assert_eq!(attached(), first, "the agent went, its filters did not");
         let (datapath, _) = Datapath::open(&config).unwrap();
         datapath.attach_pod("pod0").unwrap();
-        datapath.attach_uplink("up0.7").unwrap();
+        datapath.attach_uplink(uplink, "up0.7").unwrap();
         let second = attached();
         assert_eq!(second.len(), 3, "{second:?}");
         assert!(second.iter().all(|id| !first.contains(id)), "new programs: {first:?} {second:?}");
-        assert_eq!(datapath.pinned_uplinks(), ["up0.7"]);
-        datapath.detach_uplink("up0.7").unwrap();
+        assert_eq!(datapath.pinned_uplinks(), [(uplink, "up0.7".to_owned())]);
+        datapath.detach_uplink(uplink, "up0.7").unwrap();
         assert_eq!(attached().len(), 2);
         assert!(datapath.attach_pod("nowhere0").is_err());
     });

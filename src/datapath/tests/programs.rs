@@ -171,7 +171,12 @@ fn a_service_is_translated_both_ways() {
                 let back = rig.datapath.test_run(Stage::UplinkIn, &reply, uplink, false, 1).unwrap();
                 assert_eq!((back.verdict, &back.packet), (OK, &reply), "for another host");
                 reply[..6].copy_from_slice(&[2, 0, 0, 0, 0, 0x99]);
-                let back = rig.datapath.test_run(Stage::UplinkIn, &reply, uplink, false, 1).unwrap();
+                let from_outside =
+                    || rig.datapath.test_run(Stage::UplinkIn, &reply, uplink, false, 1).unwrap();
+                assert_eq!(from_outside().verdict, SHOT, "a pod of this node is not outside");
+                assert_eq!(rig.drops(reason::SPOOFED_SOURCE), 1);
+                rig.datapath.remove_pod(&pod(OTHER_IFINDEX, 2, "10.0.0.2", "fd00::2")).unwrap();
+                let back = from_outside();
                 assert_eq!(back.verdict, REDIRECT);
                 assert_eq!(read(&back.packet).source, wrap(vip, 80).parse().unwrap());
 
@@ -551,5 +556,22 @@ fn a_pod_that_is_its_own_backend_is_answered() {
             }
             assert_eq!(rig.datapath.flows().unwrap().len(), 2);
         }
+    });
+}
+
+#[test]
+fn totals_and_details_of_drops_agree() {
+    isolated(|| {
+        let rig = Rig::new();
+        for port in 1..=3 {
+            rig.pod_sends(&udp(&format!("10.0.0.9:{port}"), "10.0.0.2:80"));
+        }
+        let totals = rig.datapath.drop_totals().unwrap();
+        let spoofed = |(at, why, _): &&(u8, u8, netd_bpf::event::Count)| {
+            (*at, *why) == (stage::POD_EGRESS, reason::SPOOFED_SOURCE)
+        };
+        assert_eq!(totals.iter().find(spoofed).unwrap().2.packets, 3);
+        assert_eq!(totals.iter().map(|(_, _, count)| count.packets).sum::<u64>(), 3);
+        assert_eq!(rig.drops(reason::SPOOFED_SOURCE), 3);
     });
 }
