@@ -17,9 +17,10 @@ mod recover;
 #[cfg(test)]
 mod tests;
 
-use super::types::{self, Add, AttachResult, Check, Code, Del, Error, Gc};
+use super::types::{Add, AttachResult, Check, Code, Del, Error, Gc};
 use crate::ipam::ledger::{self, Clock, Entry, Ledger, Ranges, State, Writer};
 use crate::ipam::pool::Usage;
+use crate::telemetry::chain;
 use locks::Locks;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -224,7 +225,7 @@ impl<P: Plumbing> Server<P> {
             && let Err(fault) = self.plumbing.remove_status(&status).await
         {
             // Recovery will find it again; the pod's end must not wait for a folder.
-            tracing::warn!(pod = %status.pod, error = types::chain(&fault), "cannot remove the pod's status");
+            tracing::warn!(pod = %status.pod, error = chain(&fault), "cannot remove the pod's status");
         }
         self.unplug(&entry.host_name, &entry.addresses).await?;
         let attachment = entry.attachment.clone();
@@ -236,7 +237,7 @@ impl<P: Plumbing> Server<P> {
 
     async fn unplug(&self, host_name: &str, addresses: &[IpAddr]) -> Result<(), Error> {
         let refused = |what: &str, fault: &Fault| {
-            Error::because(Code::KERNEL, format!("cannot remove {what} {host_name}"), types::chain(fault))
+            Error::because(Code::KERNEL, format!("cannot remove {what} {host_name}"), chain(fault))
         };
         self.plumbing
             .expel(Host::Name(host_name), addresses)
@@ -263,12 +264,14 @@ impl<P: Plumbing> Server<P> {
         let entry = Entry { netns: Some(check.netns.clone()), ..Entry::clone(entry) };
         let Some(interface) = Interface::of(&entry) else { return Err(differs("no namespace".to_owned())) };
         let link = self.plumbing.check(&interface).await.map_err(|fault| match &fault {
-            Fault::Differs(_) | Fault::NoNetns(_) | Fault::NameTaken(_) => differs(types::chain(&fault)),
-            Fault::Failed(_) => Error::because(Code::KERNEL, "cannot look at the link", types::chain(&fault)),
+            Fault::Differs(_) | Fault::NoNetns(_) | Fault::NameTaken(_) => differs(chain(&fault)),
+            Fault::Failed(_) => Error::because(Code::KERNEL, "cannot look at the link", chain(&fault)),
         })?;
-        let rows = self.plumbing.rows().await.map_err(|fault| {
-            Error::because(Code::KERNEL, "cannot read the map rows", types::chain(&fault))
-        })?;
+        let rows = self
+            .plumbing
+            .rows()
+            .await
+            .map_err(|fault| Error::because(Code::KERNEL, "cannot read the map rows", chain(&fault)))?;
         match rows.iter().find(|row| row.ifindex == link.host_ifindex) {
             Some(row) if row.endpoint == entry.endpoint && row.addresses == entry.addresses => Ok(()),
             Some(row) => Err(differs(format!(
@@ -281,5 +284,5 @@ impl<P: Plumbing> Server<P> {
 }
 
 fn ledger_failed(error: &ledger::Error) -> Error {
-    Error::because(Code::IO, "the address ledger was not written", types::chain(error))
+    Error::because(Code::IO, "the address ledger was not written", chain(error))
 }

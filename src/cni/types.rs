@@ -159,17 +159,6 @@ impl Error {
     }
 }
 
-/// An error and all its causes in one line.
-#[must_use]
-pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    for cause in std::iter::successors(error.source(), |cause| cause.source()) {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-    }
-    text
-}
-
 /// The specification's error object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorObject {

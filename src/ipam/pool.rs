@@ -21,7 +21,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::Instant;
 
-pub use range::Family;
+use crate::model::Family;
 
 /// Annotation by which a pod asks for fixed addresses: comma separated, at most one of each family.
 pub const ADDRESSES_ANNOTATION: &str = "netd.io/addresses";
@@ -339,7 +339,7 @@ impl Pool {
     fn free_within(&self, range: &Range, from: u128, to: u128, now: Instant) -> Option<IpAddr> {
         let mut at = from;
         while at <= to {
-            let address = range.family.address(at);
+            let address = range::address_of(range.family, at);
             if let Some(hole) = self.draining.iter().find(|hole| hole.net.contains(&address)) {
                 at = hole.end().checked_add(1)?;
             } else if self.used.contains_key(&address) || self.is_cooling(address, now) {

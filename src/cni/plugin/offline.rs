@@ -4,9 +4,10 @@
 //! out, or dies in the middle of, the next agent finds from the same ledger when it starts.
 
 use crate::cni::types::Attachment;
-use crate::cni::types::{Check, Code, Del, Error, Gc, Settings, Verb, chain};
+use crate::cni::types::{Check, Code, Del, Error, Gc, Settings, Verb};
 use crate::ipam::ledger::{self, Entry, Found, Ledger, Store};
 use crate::model::ObjectName;
+use crate::telemetry::chain;
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};

@@ -3,9 +3,10 @@
 use super::{Fault, Interface, Link, Lookup, Plumbing, Server, ledger_failed};
 use crate::cni::types::Attachment;
 use crate::cni::types::result::{AttachResult, Interface as Shown, Ip, Route};
-use crate::cni::types::{self, Add, Code, Error};
+use crate::cni::types::{Add, Code, Error};
 use crate::ipam::ledger::{AllocateError, Clock, Entry, New, State};
 use crate::ipam::pool::{self, ADDRESSES_ANNOTATION};
+use crate::telemetry::chain;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -117,7 +118,7 @@ impl<P: Plumbing> Server<P> {
                 Fault::NoNetns(_) => "CNI_NETNS cannot be opened".to_owned(),
                 _ => format!("cannot {what} {}", entry.attachment),
             };
-            Error::because(code, msg, types::chain(fault))
+            Error::because(code, msg, chain(fault))
         };
         let Some(interface) = Interface::of(entry) else {
             return Err(Error::new(Code::ENVIRONMENT, "CNI_NETNS is missing"));

@@ -15,8 +15,9 @@
 
 use super::add::is_primary;
 use super::{Host, HostEnd, Interface, OpenError, Plumbing, Row, Server, Status, parse_alias};
-use crate::cni::types::{self, NETWORK};
+use crate::cni::types::NETWORK;
 use crate::ipam::ledger::{Entry, Fresh, Recovered, State};
+use crate::telemetry::chain;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -129,7 +130,7 @@ impl<P: Plumbing> Server<P> {
             let pod = &status.pod;
             match self.plumbing.remove_status(&status).await {
                 Ok(()) => recovery.statuses_removed += 1,
-                Err(fault) => recovery.problems.push(format!("status of {pod}: {}", types::chain(&fault))),
+                Err(fault) => recovery.problems.push(format!("status of {pod}: {}", chain(&fault))),
             }
         }
         kept
@@ -148,7 +149,7 @@ impl<P: Plumbing> Server<P> {
                 recovery.links_deleted += 1;
                 continue;
             };
-            recovery.problems.push(format!("link {}: {}", end.name, types::chain(&fault)));
+            recovery.problems.push(format!("link {}: {}", end.name, chain(&fault)));
             // It is still there, and its addresses with it: nobody else may get them.
             let Some(found) = recovered(end, rows) else { continue };
             let adopt = move |state: &mut State, clock| state.adopt(found, NETWORK, clock);
@@ -180,7 +181,7 @@ impl<P: Plumbing> Server<P> {
             match self.plumbing.expel(Host::Index(row.ifindex), &free).await {
                 Ok(()) => recovery.rows_removed += 1,
                 Err(fault) => {
-                    let what = format!("map row of interface {}: {}", row.ifindex, types::chain(&fault));
+                    let what = format!("map row of interface {}: {}", row.ifindex, chain(&fault));
                     recovery.problems.push(what);
                 }
             }
@@ -197,7 +198,7 @@ impl<P: Plumbing> Server<P> {
 
     /// The steps of ADD that follow the link. Status is only written where there is none.
     async fn replug(&self, entry: &Entry, end: &HostEnd, has_status: bool) -> Result<(), String> {
-        let step = |what: &'static str| move |fault| format!("cannot {what}: {}", types::chain(&fault));
+        let step = |what: &'static str| move |fault| format!("cannot {what}: {}", chain(&fault));
         let link = match (end.link, Interface::of(entry)) {
             (Some(link), _) => link,
             (None, Some(interface)) => {

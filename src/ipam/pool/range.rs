@@ -1,45 +1,17 @@
 //! One range as two bounds, in numbers.
 
+use crate::model::Family;
 use ipnet::IpNet;
-use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Address family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Family {
-    /// IPv4.
-    V4,
-    /// IPv6.
-    V6,
-}
-
-impl Family {
-    /// Of an address.
-    #[must_use]
-    pub const fn of(address: IpAddr) -> Self {
-        match address {
-            IpAddr::V4(_) => Self::V4,
-            IpAddr::V6(_) => Self::V6,
+/// The address of a family that a number stands for; bits that it has no room for are cut.
+pub(super) fn address_of(family: Family, number: u128) -> IpAddr {
+    match family {
+        Family::V4 => {
+            let [.., a, b, c, d] = number.to_be_bytes();
+            IpAddr::V4(Ipv4Addr::new(a, b, c, d))
         }
-    }
-
-    pub(super) fn address(self, number: u128) -> IpAddr {
-        match self {
-            Self::V4 => {
-                let [.., a, b, c, d] = number.to_be_bytes();
-                IpAddr::V4(Ipv4Addr::new(a, b, c, d))
-            }
-            Self::V6 => IpAddr::V6(Ipv6Addr::from(number)),
-        }
-    }
-}
-
-impl fmt::Display for Family {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::V4 => "IPv4",
-            Self::V6 => "IPv6",
-        })
+        Family::V6 => IpAddr::V6(Ipv6Addr::from(number)),
     }
 }
 

@@ -6,6 +6,7 @@ use super::status::ServiceStatus;
 use super::{Config, Handle, ServiceMaps};
 use crate::service::plan::Desired;
 use crate::service::tables::{Kernel, Op, Plan, Refusal, Tables};
+use crate::telemetry::chain;
 use netd_bpf::service::backend_state;
 use std::collections::HashSet;
 use std::fmt;
@@ -47,18 +48,6 @@ pub(super) struct Worker<M> {
     publish: watch::Sender<Arc<ServiceStatus>>,
     names: Arc<Names>,
     metrics: ServiceMetrics,
-}
-
-/// An error with all its sources on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 fn context<E: std::error::Error>(what: impl fmt::Display) -> impl FnOnce(E) -> String {
