@@ -57,7 +57,7 @@ use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
 use tasks::Tasks;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Notify, watch};
 
 /// Time between two comparisons of ledger, kernel and tables.
 const AUDIT: Duration = Duration::from_secs(300);
@@ -127,7 +127,7 @@ impl Signals {
     }
 }
 
-/// Runs until SIGTERM or SIGINT; SIGHUP loads the configuration again.
+/// Runs until SIGTERM or SIGINT; SIGHUP loads the configuration again and audits the pods.
 ///
 /// # Errors
 /// Something that the agent cannot do without failed at start.
@@ -150,6 +150,7 @@ pub async fn run(config: Config, loader: Loader, logs: logs::Handle) -> Result<(
         tokio::select! {
             _ = signals.hangup.recv() => {
                 reload::reload(&loader, &mut in_force, &logs);
+                agent.audit.notify_one();
                 agent.state.cni.set_sync_wait(in_force.cni.sync_wait);
                 agent.settings.send_replace(Arc::new(in_force.clone()));
             }
@@ -169,6 +170,8 @@ struct Agent {
     tasks: Tasks,
     readiness: Readiness,
     state: Arc<State>,
+    /// Asks for an audit now.
+    audit: Arc<Notify>,
 }
 
 async fn start(config: Config, started: Instant) -> Result<Agent, Error> {
@@ -258,7 +261,7 @@ async fn start(config: Config, started: Instant) -> Result<Agent, Error> {
         }
         None => None,
     };
-    let agent = Agent { config, settings, tasks, readiness, state };
+    let agent = Agent { config, settings, tasks, readiness, state, audit: Arc::default() };
     agent.spawn_source();
     agent.spawn_services(service_metrics);
     agent.spawn_node(netlink);
@@ -372,18 +375,23 @@ impl Agent {
 
     /// What others took away from pods (programs, rows, links) comes back.
     fn spawn_audit(&self) {
-        let cni = Arc::clone(&self.state.cni);
+        let (cni, asked) = (Arc::clone(&self.state.cni), Arc::clone(&self.audit));
         self.tasks.spawn("audit", move |cancel| {
-            let cni = Arc::clone(&cni);
+            let (cni, asked) = (Arc::clone(&cni), Arc::clone(&asked));
             async move {
-                while cancel.run_until_cancelled(tokio::time::sleep(AUDIT)).await.is_some() {
+                loop {
+                    tokio::select! {
+                        biased;
+                        () = cancel.cancelled() => return Ok(()),
+                        () = asked.notified() => {}
+                        () = tokio::time::sleep(AUDIT) => {}
+                    }
                     let found = cni.recover().await?;
                     if found.repaired() {
                         tracing::warn!(target: "netd::ipam", "an audit found pods that were not as they ought to be");
                         tell(&found);
                     }
                 }
-                Ok(())
             }
         });
     }

@@ -114,3 +114,33 @@ fn a_forged_arp_teaches_the_node_nothing() -> Result<()> {
 fn reaches(from: &Server, to: &Server) -> Result<bool> {
     Ok(traffic::ask(from.netns(), Proto::Tcp, to.at(false)?)? == to.pod.name)
 }
+
+#[test]
+fn programs_that_others_took_away_come_back() -> Result<()> {
+    Lab::run(|lab| {
+        let site = Site::one_node(lab)?;
+        let node = site.node("a")?;
+        let (thief, victim) = (node.add_server("thief")?, node.add_server("victim")?);
+        // Nobody judges what the pods send any more: no program is left at their links.
+        let mut bare = 0;
+        for link in node.namespace().run("ip -o link show type veth")?.lines() {
+            if let Some(name) = link.split([':', '@']).map(str::trim).find(|word| word.starts_with("nd")) {
+                node.namespace().run(&format!("tc qdisc del dev {name} clsact"))?;
+                bare += 1;
+            }
+        }
+        ensure!(bare == 2, "{bare} links of pods");
+        let sender = Frames::open(thief.netns(), "eth0")?;
+        let gateway = traffic::gateway_mac(thief.netns(), false)?;
+        let forged = "203.0.113.9";
+        node.reload()?;
+        wait::holds("a forged packet to be dropped and told again", || {
+            let from = SocketAddr::new(forged.parse()?, 999);
+            let to = victim.at(false)?;
+            sender.send(&traffic::udp_frame((sender.mac(), gateway), from, to, b"forged")?)?;
+            Ok(!node.spoofed(forged)?.is_empty())
+        })?;
+        ensure!(traffic::ask(thief.netns(), Proto::Udp, victim.at(false)?)? == "victim");
+        Ok(())
+    })
+}
