@@ -1,5 +1,6 @@
 //! A thousand pods come and go, 32 at a time, while the agent is killed again and again: nothing leaks and
 //! nothing is given twice.
+#![cfg(not(netd_bpf_stub))]
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use netd_integration::cni::{self, Refusal};

@@ -1,4 +1,5 @@
 //! The plugin as runtimes of different age and in different company meet it.
+#![cfg(not(netd_bpf_stub))]
 
 use anyhow::{Context as _, Result, ensure};
 use netd_integration::cni::{self, Runtime, refused};

@@ -1,4 +1,5 @@
 //! Who reaches whom: pods, nodes and Services, by both families and transports.
+#![cfg(not(netd_bpf_stub))]
 
 use anyhow::{Context as _, Result, ensure};
 use netd_integration::lab::{Lab, Namespace};

@@ -1,4 +1,5 @@
 //! Several agents on one kernel never see each other's pods, rows or Services.
+#![cfg(not(netd_bpf_stub))]
 
 use anyhow::{Context as _, Result, ensure};
 use netd_integration::lab::{Lab, pinned};

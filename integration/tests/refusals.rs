@@ -1,4 +1,5 @@
 //! What netd refuses, how it says so, and that nothing else suffers from it.
+#![cfg(not(netd_bpf_stub))]
 
 use anyhow::{Context as _, Result, ensure};
 use netd_integration::cni::{Attachment, Refusal, refused};

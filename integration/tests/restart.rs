@@ -1,4 +1,5 @@
 //! An agent that ends in whatever way leaves its pods' traffic running, and the next one begins clean.
+#![cfg(not(netd_bpf_stub))]
 
 use anyhow::{Context as _, Result, ensure};
 use netd_integration::lab::Lab;

@@ -1,4 +1,5 @@
 //! Routes to the other nodes' pods, and the ranges of this node's own.
+#![cfg(not(netd_bpf_stub))]
 
 use anyhow::{Context as _, Result, ensure};
 use netd_integration::lab::{Lab, Namespace};

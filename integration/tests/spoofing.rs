@@ -1,4 +1,5 @@
 //! A pod sends from its own addresses and its own MAC address only.
+#![cfg(not(netd_bpf_stub))]
 
 use anyhow::{Result, ensure};
 use netd_integration::lab::Lab;
