@@ -94,18 +94,5 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-#[cfg(all(test, not(netd_bpf_stub)))]
+#[cfg(test)]
 mod tests;
-
-#[cfg(all(test, netd_bpf_stub))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_build_without_programs_says_so() {
-        let config =
-            Config { bpffs: "/nowhere".into(), flows: 1, frontends: 1, backends: 1, slots: 1, pods: 1 };
-        let error = Datapath::open(&config).map(drop).expect_err("there is nothing to load");
-        assert!(matches!(error, Error::NoPrograms));
-    }
-}

@@ -1,7 +1,23 @@
 //! The real programs under `BPF_PROG_TEST_RUN`: each test has its own bpffs, its own maps and a network
 //! namespace of its own, and reads back verdict, packet, flow rows and counters.
 
+#[cfg(not(netd_bpf_stub))]
 mod frames;
+#[cfg(not(netd_bpf_stub))]
 mod pins;
+#[cfg(not(netd_bpf_stub))]
 mod programs;
+#[cfg(not(netd_bpf_stub))]
 mod rig;
+
+#[cfg(netd_bpf_stub)]
+#[test]
+fn a_build_without_programs_says_so() {
+    use super::config::Config;
+    use super::{Datapath, Error};
+
+    let bpffs = "/nowhere".into();
+    let config = Config { bpffs, flows: 1, frontends: 1, backends: 1, slots: 1, pods: 1 };
+    let error = Datapath::open(&config).map(drop).expect_err("there is nothing to load");
+    assert!(matches!(error, Error::NoPrograms));
+}
