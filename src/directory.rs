@@ -26,6 +26,7 @@ mod tests;
 
 use crate::model::Model;
 use crate::model::report::{Problem, Report, Severity};
+use crate::telemetry::chain;
 use config::Config;
 use document::Parsed;
 use files::Files;
@@ -237,15 +238,7 @@ impl Source {
                 return false;
             }
             read => read.map_err(|error| {
-                let mut message = String::from("ignored: ");
-                let mut cause: Option<&dyn std::error::Error> = Some(&error);
-                let mut separator = "";
-                while let Some(error) = cause {
-                    message.push_str(separator);
-                    message.push_str(&error.to_string());
-                    separator = ": ";
-                    cause = error.source();
-                }
+                let message = format!("ignored: {}", chain(&error));
                 assemble::problem(&found.path, None, message)
             }),
         };
