@@ -8,6 +8,7 @@ mod attach;
 pub mod config;
 mod error;
 pub mod events;
+mod flows;
 mod mount;
 mod object;
 mod offline;
@@ -17,6 +18,7 @@ mod services;
 pub mod test_run;
 
 pub use error::Error;
+pub use flows::FlowRow;
 pub use object::OpenReport;
 pub use offline::remove_pod_offline;
 
@@ -24,7 +26,7 @@ use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuHashMap, RingBuf};
 use config::Config;
 use netd_bpf::Addr;
 use netd_bpf::event::{Count, DropKey, EXPLAIN_WORDS};
-use netd_bpf::flow::{Flow, FlowKey};
+use netd_bpf::flow::{Flow, FlowKey, Share};
 use netd_bpf::pod::Pod;
 use netd_bpf::service::{Backend, Frontend, FrontendKey};
 use pin::Pins;
@@ -43,7 +45,10 @@ pub struct Datapath {
     frontends: Mutex<HashMap<MapData, FrontendKey, Frontend>>,
     slots: Mutex<Array<MapData, u32>>,
     backends: Mutex<Array<MapData, Backend>>,
-    flows: Mutex<HashMap<MapData, FlowKey, Flow>>,
+    established: Mutex<HashMap<MapData, FlowKey, Flow>>,
+    nursery: Mutex<HashMap<MapData, FlowKey, Flow>>,
+    shares: Mutex<HashMap<MapData, u32, Share>>,
+    flow_counts: PerCpuArray<MapData, u64>,
     drops: PerCpuHashMap<MapData, DropKey, Count>,
     drop_totals: PerCpuArray<MapData, Count>,
     paths: PerCpuArray<MapData, Count>,
@@ -64,28 +69,6 @@ impl Datapath {
     /// program, or this binary was built without BPF programs.
     pub fn open(config: &Config) -> Result<(Self, OpenReport), Error> {
         object::open(config)
-    }
-
-    /// Rows of the flow table: `(used, limit)`. Walks the table: milliseconds at full size.
-    #[must_use]
-    pub fn flow_usage(&self) -> (usize, u32) {
-        (locked(&self.flows).keys().flatten().count(), self.config.flows)
-    }
-
-    /// All flows, as they are while they change.
-    ///
-    /// # Errors
-    /// The kernel refuses the walk.
-    pub fn flows(&self) -> Result<Vec<(FlowKey, Flow)>, Error> {
-        locked(&self.flows).iter().collect::<Result<_, _>>().map_err(Error::map("FLOWS"))
-    }
-
-    /// Forgets a flow; one that is not there is no error.
-    ///
-    /// # Errors
-    /// The kernel refuses.
-    pub fn remove_flow(&self, key: &FlowKey) -> Result<(), Error> {
-        pods::absent_is_fine(locked(&self.flows).remove(key), "FLOWS")
     }
 }
 

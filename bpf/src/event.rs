@@ -35,6 +35,8 @@ reasons! {
     NO_ROUTE = 7, "no_route", "the node's routes forbid the destination (blackhole, unreachable, prohibit)";
     REWRITE_FAILED = 8, "rewrite_failed", "the headers could not be rewritten";
     FLOW_TABLE_FULL = 9, "flow_table_full", "the flow could not be recorded";
+    NO_SOURCE_PORT = 10, "no_source_port", "every port tried for the client is in use towards the same backend";
+    TORN_SERVICE = 11, "torn_service", "the Service's row changed again and again while it was read";
 }
 
 /// Ring buffer record of one dropped packet.

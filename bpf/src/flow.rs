@@ -1,12 +1,17 @@
-//! Connection tracking: one table, one look-up per packet.
+//! Connection tracking: two tables of one shape, and how long a row lives.
 //!
-//! A flow is keyed by its two ends in a fixed order, so that both directions find the same row. A flow
-//! through a Service has two rows: client ↔ frontend, which carries the backend, and client ↔ backend,
-//! which carries the frontend for the way back. Each names the other by its translation.
+//! New flows stand in `NURSERY` (LRU HASH), where the newest push out the oldest. A flow that proves to be a
+//! conversation (TCP: the handshake is complete; else: it went both ways several times) moves to
+//! `ESTABLISHED` (HASH, preallocated), from which nothing is pushed out: it leaves when it is closed or has
+//! been idle for its [`lifetime`]. Each pod has a share of that table, so that none can fill it.
+//!
+//! A flow is keyed by its two ends in a fixed order, so that both directions find the same row. A translated
+//! flow has two rows: client ↔ frontend, which carries the backend, and client ↔ backend, which carries the
+//! frontend for the way back. Each names the other by its translation.
 
 use crate::{Addr, abi};
 
-/// Key of `FLOWS` (LRU HASH): both ends, the lower first.
+/// Key of `NURSERY` and `ESTABLISHED`: both ends, the lower first.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct FlowKey {
@@ -20,8 +25,19 @@ pub struct FlowKey {
     pub high_port: u16,
     /// IANA protocol number.
     pub proto: u8,
+    /// [`leg`].
+    pub leg: u8,
     /// Zero.
-    pub pad: [u8; 3],
+    pub pad: [u8; 2],
+}
+
+/// Values of [`FlowKey::leg`].
+pub mod leg {
+    /// The packet as it is on the wire.
+    pub const WIRE: u8 = 0;
+    /// Client ↔ backend as the client sends it, while client ↔ backend on the wire is the far leg of another
+    /// flow of the same client port: its source port is translated, and this row is its near leg.
+    pub const ASIDE: u8 = 1;
 }
 
 /// Values of [`Flow::role`].
@@ -37,36 +53,48 @@ pub mod role {
 /// Bits of [`Flow::flags`].
 pub mod flow_flag {
     /// The flow's first packet came from the higher end.
-    pub const INITIATOR_HIGH: u8 = 1 << 0;
+    pub const INITIATOR_HIGH: u16 = 1 << 0;
     /// A packet came back.
-    pub const REPLIED: u8 = 1 << 1;
+    pub const REPLIED: u16 = 1 << 1;
     /// TCP: a FIN was seen from the initiator.
-    pub const FIN_FORWARD: u8 = 1 << 2;
+    pub const FIN_FORWARD: u16 = 1 << 2;
     /// TCP: a FIN was seen from the other end.
-    pub const FIN_REPLY: u8 = 1 << 3;
+    pub const FIN_REPLY: u16 = 1 << 3;
     /// TCP: a RST was seen.
-    pub const RESET: u8 = 1 << 4;
+    pub const RESET: u16 = 1 << 4;
     /// The backend is a listener of this node ([`crate::service::kind::LOCAL_REDIRECT`]).
-    pub const LOCAL_REDIRECT: u8 = 1 << 5;
+    pub const LOCAL_REDIRECT: u16 = 1 << 5;
     /// Client and backend are one pod: the client appears as [`super::HAIRPIN_V4`] or [`super::HAIRPIN_V6`].
-    pub const HAIRPIN: u8 = 1 << 6;
+    pub const HAIRPIN: u16 = 1 << 6;
     /// The flow came to the pod from the node's own stack, which may have translated it (a hostPort, any
     /// rule of netfilter): its replies go back there.
-    pub const FROM_STACK: u8 = 1 << 7;
+    pub const FROM_STACK: u16 = 1 << 7;
+    /// The flow is a conversation: it went, or would have gone, to the table of the established.
+    pub const CONFIRMED: u16 = 1 << 8;
+    /// The table of the established, or the pod's share of it, had no room.
+    pub const REFUSED: u16 = 1 << 9;
+    /// Not TCP, not confirmed yet: the newest packet was a reply.
+    pub const LAST_WAS_REPLY: u16 = 1 << 10;
+    /// TCP: both ends are done.
+    pub const FIN_BOTH: u16 = FIN_FORWARD | FIN_REPLY;
     /// TCP: closing, in either way; a new SYN starts a new flow.
-    pub const CLOSING: u8 = FIN_FORWARD | FIN_REPLY | RESET;
+    pub const CLOSING: u16 = FIN_BOTH | RESET;
 }
 
-/// Value of `FLOWS`.
+/// Value of `NURSERY` and `ESTABLISHED`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flow {
     /// [`role`].
     pub role: u8,
+    /// Not TCP, not confirmed yet: how often the direction changed.
+    pub turns: u8,
     /// [`flow_flag`].
-    pub flags: u8,
+    pub flags: u16,
     /// Network order; see [`role`].
     pub xlat_port: u16,
+    /// The client's port on the other leg, network order; 0 without translation.
+    pub client_port: u16,
     /// See [`role`].
     pub xlat_addr: Addr,
     /// [`crate::service::Frontend::service`], 0 without one.
@@ -87,6 +115,103 @@ pub struct Flow {
     pub created: u32,
     /// Seconds since boot; exact to a second.
     pub last_seen: u32,
+    /// [`crate::pod::Pod::endpoint`] of the pod whose share the row counts against.
+    pub owner: u32,
+}
+
+/// Value of `SHARES` (HASH by [`crate::pod::Pod::endpoint`]): rows of `ESTABLISHED` that a pod holds.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Share {
+    /// Counted by atomic addition: it may lag behind for the time of a packet.
+    pub rows: u64,
+}
+
+/// What the programs take from the configuration: read-only data, set when they are loaded.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Rows of `ESTABLISHED` that one pod may hold.
+    pub rows_per_pod: u32,
+    /// Seconds that an idle TCP connection lives.
+    pub tcp_established: u32,
+    /// Seconds for a TCP handshake.
+    pub tcp_opening: u32,
+    /// Seconds that a TCP connection lives of which one end sent its FIN.
+    pub tcp_half_closed: u32,
+    /// Seconds that a closed TCP connection is remembered.
+    pub tcp_closed: u32,
+    /// Seconds that UDP, and what has no state of its own, lives without an answer.
+    pub one_way: u32,
+    /// Seconds that it lives after an answer.
+    pub two_way: u32,
+}
+
+impl Limits {
+    /// 8000 s outlast the kernel's default keep-alive (7200 s and nine probes 75 s apart: `tcp(7)`), so that
+    /// it keeps an idle connection known. The others are those of `nf_conntrack`.
+    pub const DEFAULT: Self = Self {
+        rows_per_pod: 65_536,
+        tcp_established: 8_000,
+        tcp_opening: 60,
+        tcp_half_closed: 600,
+        tcp_closed: 60,
+        one_way: 30,
+        two_way: 120,
+    };
+}
+
+/// How long a row may be idle, in seconds.
+#[inline(always)]
+#[must_use]
+pub const fn lifetime(flow: &Flow, proto: u8, limits: &Limits) -> u32 {
+    const TCP: u8 = 6;
+    let flags = flow.flags;
+    if proto != TCP {
+        return if flags & flow_flag::REPLIED != 0 { limits.two_way } else { limits.one_way };
+    }
+    if flags & flow_flag::RESET != 0 || flags & flow_flag::FIN_BOTH == flow_flag::FIN_BOTH {
+        limits.tcp_closed
+    } else if flags & flow_flag::FIN_BOTH != 0 {
+        limits.tcp_half_closed
+    } else if flags & flow_flag::CONFIRMED == 0 {
+        limits.tcp_opening
+    } else {
+        limits.tcp_established
+    }
+}
+
+/// True if a row has been idle for longer than its lifetime, at `now` seconds since boot.
+#[inline(always)]
+#[must_use]
+pub const fn expired(flow: &Flow, proto: u8, limits: &Limits, now: u32) -> bool {
+    // A row seen by a CPU whose clock is a tick ahead is not expired.
+    let idle = now.wrapping_sub(flow.last_seen) as i32;
+    idle > lifetime(flow, proto, limits) as i32
+}
+
+/// Rows of `FLOW_COUNTS` (per-CPU ARRAY of `u64`): what became of flows since the maps were made.
+pub mod flow_count {
+    /// Rows written to the nursery.
+    pub const OPENED: u32 = 0;
+    /// Rows moved to the table of the established.
+    pub const PROMOTED: u32 = 1;
+    /// Rows that left it closed or replaced by a new flow.
+    pub const CLOSED: u32 = 2;
+    /// Rows that left it idle for too long.
+    pub const EXPIRED: u32 = 3;
+    /// Flows not promoted because their pod's share is used up.
+    pub const REFUSED_SHARE: u32 = 4;
+    /// Flows not promoted because the table is full.
+    pub const REFUSED_FULL: u32 = 5;
+    /// Flows whose source port was translated, because another flow has it to the same backend.
+    pub const PORTS_TRANSLATED: u32 = 6;
+    /// Number of counters.
+    pub const COUNT: u32 = 7;
+    /// Names for metrics, by index.
+    #[cfg(not(target_arch = "bpf"))]
+    pub const NAMES: [&str; COUNT as usize] =
+        ["opened", "promoted", "closed", "expired", "refused_share", "refused_full", "ports_translated"];
 }
 
 /// Source of what a pod sends to itself through a Service: a pod takes no packet from its own address. The
@@ -95,7 +220,41 @@ pub const HAIRPIN_V4: Addr = Addr::from_v4_word(0xa9fe_0101_u32.to_be());
 /// The same for IPv6: `fd6e:6574:6400::1`, a unique local address (RFC 4193) of "netd" that nobody has.
 pub const HAIRPIN_V6: Addr = Addr([0xfd6e_6574_u32.to_be(), 0x6400_0000_u32.to_be(), 0, 1_u32.to_be()]);
 
-/// UDP flows idle for longer are decided anew, in seconds (the kernel's `nf_conntrack_udp_timeout_stream`).
-pub const UDP_IDLE_SECONDS: u32 = 120;
+/// Changes of direction after which a flow that is not TCP is a conversation: question, answer, question,
+/// answer, question. A resolver's one question is none.
+pub const TURNS: u8 = 4;
 
-abi!(FlowKey = 40, Flow = 56);
+abi!(FlowKey = 40, Flow = 64, Share = 8, Limits = 28);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_lives_as_its_state_says() {
+        let limits = Limits::DEFAULT;
+        let of = |flags, proto| lifetime(&Flow { flags, ..Flow::default() }, proto, &limits);
+        for (flags, proto, seconds) in [
+            (0, 6, 60),
+            (flow_flag::REPLIED, 6, 60),
+            (flow_flag::REPLIED | flow_flag::CONFIRMED, 6, 8000),
+            (flow_flag::CONFIRMED | flow_flag::FIN_REPLY, 6, 600),
+            (flow_flag::CONFIRMED | flow_flag::FIN_BOTH, 6, 60),
+            (flow_flag::CONFIRMED | flow_flag::RESET, 6, 60),
+            (0, 17, 30),
+            (flow_flag::REPLIED, 17, 120),
+            (flow_flag::REPLIED, 132, 120),
+        ] {
+            assert_eq!(of(flags, proto), seconds, "flags {flags:#x} of protocol {proto}");
+        }
+    }
+
+    #[test]
+    fn idle_time_is_counted_across_the_clock_s_end() {
+        let flow = Flow { last_seen: u32::MAX - 10, ..Flow::default() };
+        let limits = Limits::DEFAULT;
+        assert!(!expired(&flow, 17, &limits, 19));
+        assert!(expired(&flow, 17, &limits, 20));
+        assert!(!expired(&flow, 17, &limits, u32::MAX - 11), "a clock that is behind");
+    }
+}

@@ -10,6 +10,11 @@
 //! On the BPF target this crate also holds the program logic; on the host those modules do not exist.
 
 #![no_std]
+#![cfg_attr(target_arch = "bpf", feature(core_intrinsics))]
+#![cfg_attr(
+    target_arch = "bpf",
+    expect(internal_features, reason = "this target has no other way to add atomically")
+)]
 pub mod event;
 pub mod flow;
 pub mod pod;
@@ -19,7 +24,7 @@ pub mod prog;
 pub mod service;
 
 /// Version of the map layouts; part of the pin path. A binary with another schema migrates the maps.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// An IPv4 (as `::ffff:a.b.c.d`, RFC 4291 §2.5.5.2) or IPv6 address in four network-order words.
 #[repr(C)]

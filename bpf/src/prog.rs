@@ -14,9 +14,11 @@ mod balance;
 mod deliver;
 mod maps;
 mod packet;
+mod pair;
 mod report;
 mod rewrite;
 mod spoof;
+mod table;
 mod track;
 
 use crate::event::{path, reason, stage};

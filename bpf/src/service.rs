@@ -66,6 +66,37 @@ pub struct Frontend {
     pub affinity_seconds: u32,
     /// Counts the changes of this row.
     pub generation: u32,
+    /// [`seal`] of the key and of all the above: a program that read the row while the kernel gave its
+    /// memory to another one finds out.
+    pub seal: u32,
+}
+
+/// Binds a row to its key and to itself. FNV-1a over words (draft-eastlake-fnv), good enough against a mix
+/// of two rows.
+#[inline(always)]
+#[must_use]
+pub const fn seal(key: &FrontendKey, row: &Frontend) -> u32 {
+    const PRIME: u32 = 16_777_619;
+    let words = [
+        key.addr.0[0],
+        key.addr.0[1],
+        key.addr.0[2],
+        key.addr.0[3],
+        (key.port as u32) | (key.proto as u32) << 16 | (key.scope as u32) << 24,
+        row.service,
+        row.slot_base,
+        (row.backends as u32) | (row.backends_local as u32) << 16,
+        (row.flags as u32) | (row.kind as u32) << 16,
+        row.affinity_seconds,
+        row.generation,
+    ];
+    let mut hash = 2_166_136_261_u32;
+    let mut at = 0;
+    while at < words.len() {
+        hash = (hash ^ words[at]).wrapping_mul(PRIME);
+        at += 1;
+    }
+    hash
 }
 
 /// Values of [`Backend::state`].
@@ -92,6 +123,31 @@ pub struct Backend {
     pub state: u8,
     /// Counts how often this id was given out; a flow that remembers another one has lost its backend.
     pub generation: u32,
+    /// [`Frontend::service`] whose backend it is: an endpoint of two Services has two ids, so that leaving
+    /// one of them is seen by that one's flows.
+    pub service: u32,
 }
 
-abi!(FrontendKey = 20, Frontend = 24, Backend = 24);
+/// Key of `AFFINITY` (LRU HASH): a client of a Service port with `sessionAffinity: ClientIP`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct AffinityKey {
+    /// The client.
+    pub client: Addr,
+    /// [`Frontend::service`].
+    pub service: u32,
+}
+
+/// Value of `AFFINITY`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Affinity {
+    /// Backend id.
+    pub backend: u32,
+    /// [`Backend::generation`].
+    pub generation: u32,
+    /// When the client last opened a flow, seconds since boot.
+    pub last_used: u32,
+}
+
+abi!(FrontendKey = 20, Frontend = 28, Backend = 28, AffinityKey = 20, Affinity = 12);

@@ -58,7 +58,6 @@ impl State {
         let snapshot = self.store.current();
         let services = self.services.load().as_ref().map(|handle| handle.status.borrow().clone());
         let node = self.node_status.borrow().clone();
-        let flows = self.datapath.flow_usage();
         let paths = match self.datapath.path_counts() {
             Ok(paths) => {
                 paths.iter().map(|(name, count)| ((*name).to_owned(), json!(count.packets))).collect()
@@ -100,7 +99,6 @@ impl State {
             "datapath": {
                 "schema": netd_bpf::SCHEMA,
                 "packets": paths,
-                "flows": { "used": flows.0, "limit": flows.1 },
             },
         })
     }

@@ -48,7 +48,17 @@ pub(super) fn keys(config: &Config) -> Vec<Key> {
     let cni::config::Config { install, bin_dir, conf_dir, conf_name, sync_wait } = cni;
     let ipam::config::Config { pod_cidrs, draining, cool_down } = ipam;
     let net::config::Config { uplinks, mtu, node_routes } = net;
-    let datapath::config::Config { bpffs, flows, frontends, backends, slots, pods } = datapath;
+    let datapath::config::Config {
+        bpffs,
+        flows,
+        flows_per_pod,
+        nursery,
+        affinity,
+        frontends,
+        backends,
+        slots,
+        pods,
+    } = datapath;
     let directory::config::Config { path } = directory;
     let telemetry::config::Config { filter, format } = telemetry;
     let key = |path, value: Value, effect| Key { path, value, effect };
@@ -70,6 +80,9 @@ pub(super) fn keys(config: &Config) -> Vec<Key> {
         key("network.node_routes", (*node_routes).into(), AtOnce),
         key("datapath.bpffs", file(bpffs), Restart),
         key("datapath.flows", (*flows).into(), Restart),
+        key("datapath.flows_per_pod", (*flows_per_pod).into(), Restart),
+        key("datapath.nursery", (*nursery).into(), Restart),
+        key("datapath.affinity", (*affinity).into(), Restart),
         key("datapath.frontends", (*frontends).into(), Restart),
         key("datapath.backends", (*backends).into(), Restart),
         key("datapath.slots", (*slots).into(), Restart),

@@ -145,6 +145,9 @@ fn datapath(s: &mut Section<'_, '_>) -> datapath::config::Config {
     datapath::config::Config {
         bpffs: value(s, "bpffs", &PATH, "/sys/fs/bpf/netd".into()),
         flows: size(s, "flows", 262_144, 1_024..=16_777_216),
+        flows_per_pod: size(s, "flows_per_pod", 65_536, 2..=16_777_216),
+        nursery: size(s, "nursery", 131_072, 1_024..=16_777_216),
+        affinity: size(s, "affinity", 65_536, 64..=16_777_216),
         frontends: size(s, "frontends", 65_536, 64..=4_194_304),
         backends: size(s, "backends", 65_536, 64..=4_194_304),
         slots: size(s, "slots", 262_144, 128..=16_777_216),

@@ -8,9 +8,9 @@ use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader};
 use netd_bpf::Addr;
 use netd_bpf::event::{Count, DropKey, EXPLAIN_WORDS};
-use netd_bpf::flow::{Flow, FlowKey};
+use netd_bpf::flow::{Flow, FlowKey, Share};
 use netd_bpf::pod::Pod;
-use netd_bpf::service::{Backend, Frontend, FrontendKey};
+use netd_bpf::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey};
 use std::fs;
 use std::io::Read;
 use std::sync::Mutex;
@@ -44,18 +44,21 @@ pub(super) struct Programs {
 }
 
 /// Shape of a map: name, key size, value size, entries; 0: not ours to check.
-fn shapes(config: &Config) -> [(&'static str, usize, usize, u32); 6] {
+fn shapes(config: &Config) -> [(&'static str, usize, usize, u32); 9] {
     [
         ("POD_BY_IFINDEX", size_of::<u32>(), size_of::<Pod>(), config.pods),
         ("POD_BY_ADDR", size_of::<Addr>(), size_of::<Pod>(), config.pods.saturating_mul(2)),
         ("FRONTENDS", size_of::<FrontendKey>(), size_of::<Frontend>(), config.frontends),
         ("SLOTS", size_of::<u32>(), size_of::<u32>(), config.slots),
         ("BACKENDS", size_of::<u32>(), size_of::<Backend>(), config.backends),
-        ("FLOWS", size_of::<FlowKey>(), size_of::<Flow>(), config.flows),
+        ("ESTABLISHED", size_of::<FlowKey>(), size_of::<Flow>(), config.flows),
+        ("NURSERY", size_of::<FlowKey>(), size_of::<Flow>(), config.nursery),
+        ("SHARES", size_of::<u32>(), size_of::<Share>(), config.pods),
+        ("AFFINITY", size_of::<AffinityKey>(), size_of::<Affinity>(), config.affinity),
     ]
 }
 
-const UNSIZED: [&str; 4] = ["DROPS", "DROP_TOTALS", "PATHS", "EVENTS"];
+const UNSIZED: [&str; 5] = ["DROPS", "DROP_TOTALS", "PATHS", "EVENTS", "FLOW_COUNTS"];
 
 pub(super) fn open(config: &Config) -> Result<(Datapath, OpenReport), Error> {
     if OBJECTS.is_empty() {
@@ -97,7 +100,14 @@ pub(super) fn open(config: &Config) -> Result<(Datapath, OpenReport), Error> {
         frontends: Mutex::new(typed("FRONTENDS", take("FRONTENDS")?, HashMap::try_from)?),
         slots: Mutex::new(typed("SLOTS", take("SLOTS")?, Array::try_from)?),
         backends: Mutex::new(typed("BACKENDS", take("BACKENDS")?, Array::try_from)?),
-        flows: Mutex::new(typed("FLOWS", take("FLOWS")?, HashMap::try_from)?),
+        established: Mutex::new(typed("ESTABLISHED", take("ESTABLISHED")?, HashMap::try_from)?),
+        nursery: Mutex::new(typed("NURSERY", take("NURSERY")?, HashMap::try_from)?),
+        shares: Mutex::new(typed("SHARES", take("SHARES")?, HashMap::try_from)?),
+        flow_counts: typed::<PerCpuArray<MapData, u64>>(
+            "FLOW_COUNTS",
+            take("FLOW_COUNTS")?,
+            PerCpuArray::try_from,
+        )?,
         drops: typed::<PerCpuHashMap<MapData, DropKey, Count>>(
             "DROPS",
             take("DROPS")?,
@@ -128,7 +138,9 @@ fn in_force(config: &Config, report: &OpenReport) -> Config {
             "FRONTENDS" => &mut config.frontends,
             "SLOTS" => &mut config.slots,
             "BACKENDS" => &mut config.backends,
-            "FLOWS" => &mut config.flows,
+            "ESTABLISHED" => &mut config.flows,
+            "NURSERY" => &mut config.nursery,
+            "AFFINITY" => &mut config.affinity,
             _ => continue,
         };
         *size = *actual;
@@ -165,7 +177,8 @@ fn load(
     secret: &[u32; EXPLAIN_WORDS],
 ) -> Result<Ebpf, Error> {
     let mut loader = EbpfLoader::new();
-    loader.override_global("EXPLAIN_SECRET", &secret[..], true);
+    let limits = config.limits();
+    loader.override_global("EXPLAIN_SECRET", &secret[..], true).override_global("LIMITS", &limits, true);
     for (name, _, _, entries) in shapes(config) {
         loader.map_max_entries(name, entries);
         loader.map_pin_path(name, pins.map(name));

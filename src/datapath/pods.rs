@@ -19,6 +19,7 @@ impl Datapath {
     }
 
     fn write_pod(&self, pod: &Pod) -> Result<(), Error> {
+        self.open_share(pod.endpoint)?;
         for addr in addresses(pod) {
             locked(&self.pod_by_addr).insert(addr, pod, 0).map_err(Error::map("POD_BY_ADDR"))?;
         }
@@ -32,6 +33,7 @@ impl Datapath {
     /// The kernel refuses.
     pub fn remove_pod(&self, pod: &Pod) -> Result<(), Error> {
         absent_is_fine(locked(&self.pod_by_ifindex).remove(&pod.ifindex), "POD_BY_IFINDEX")?;
+        absent_is_fine(locked(&self.shares).remove(&pod.endpoint), "SHARES")?;
         let mut by_addr = locked(&self.pod_by_addr);
         for addr in addresses(pod) {
             match by_addr.get(&addr, 0) {

@@ -2,15 +2,23 @@
 
 use super::pods::absent_is_fine;
 use super::{Datapath, Error, locked};
-use netd_bpf::service::{Backend, Frontend, FrontendKey, backend_state};
+use netd_bpf::service::{Backend, Frontend, FrontendKey, backend_state, seal};
 
 impl Datapath {
-    /// All frontends.
+    /// All frontends, without their seals; a row whose seal is broken keeps it, and so equals none that is
+    /// wanted.
     ///
     /// # Errors
     /// The kernel refuses the walk.
     pub fn frontends(&self) -> Result<Vec<(FrontendKey, Frontend)>, Error> {
-        locked(&self.frontends).iter().collect::<Result<_, _>>().map_err(Error::map("FRONTENDS"))
+        let unsealed = |(key, mut row): (FrontendKey, Frontend)| {
+            if row.seal == seal(&key, &row) {
+                row.seal = 0;
+            }
+            (key, row)
+        };
+        let rows = locked(&self.frontends).iter().map(|row| row.map(unsealed)).collect::<Result<_, _>>();
+        rows.map_err(Error::map("FRONTENDS"))
     }
 
     /// Backend ids in the `count` slots from `base`; those beyond the table are missing.
@@ -65,12 +73,13 @@ impl Datapath {
         Ok(())
     }
 
-    /// Makes or replaces a frontend in one step.
+    /// Seals a frontend and makes or replaces it in one step.
     ///
     /// # Errors
     /// The table is full.
     pub fn set_frontend(&self, key: &FrontendKey, frontend: &Frontend) -> Result<(), Error> {
-        locked(&self.frontends).insert(key, frontend, 0).map_err(Error::map("FRONTENDS"))
+        let sealed = Frontend { seal: seal(key, frontend), ..*frontend };
+        locked(&self.frontends).insert(key, sealed, 0).map_err(Error::map("FRONTENDS"))
     }
 
     /// Removes a frontend; one that is not there is no error.

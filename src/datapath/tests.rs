@@ -2,6 +2,8 @@
 //! namespace of its own, and reads back verdict, packet, flow rows and counters.
 
 #[cfg(not(netd_bpf_stub))]
+mod flows;
+#[cfg(not(netd_bpf_stub))]
 mod frames;
 #[cfg(not(netd_bpf_stub))]
 mod pins;
@@ -17,7 +19,17 @@ fn a_build_without_programs_says_so() {
     use super::{Datapath, Error};
 
     let bpffs = "/nowhere".into();
-    let config = Config { bpffs, flows: 1, frontends: 1, backends: 1, slots: 1, pods: 1 };
+    let config = Config {
+        bpffs,
+        flows: 1,
+        flows_per_pod: 1,
+        nursery: 1,
+        affinity: 1,
+        frontends: 1,
+        backends: 1,
+        slots: 1,
+        pods: 1,
+    };
     let error = Datapath::open(&config).map(drop).expect_err("there is nothing to load");
     assert!(matches!(error, Error::NoPrograms));
 }

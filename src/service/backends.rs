@@ -186,6 +186,7 @@ impl Backends {
                 proto,
                 state: backend_state::ACTIVE,
                 generation,
+                service: 0,
             };
             record.until = None;
             record.canonical = true;

@@ -3,12 +3,16 @@
 use super::maps;
 use super::packet::{Packet, TCP, UDP};
 use super::report::Run;
+use super::table;
 use crate::Addr;
 use crate::event::reason;
-use crate::service::{Frontend, FrontendKey, backend_state, kind, scope};
+use crate::service::{Frontend, FrontendKey, backend_state, kind, scope, seal};
 use aya_ebpf::bindings::{BPF_F_CURRENT_NETNS, bpf_sock_tuple};
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release};
 use aya_ebpf::programs::TcContext;
+
+/// How often a row that changes while it is read is read again. Each change takes the agent a system call.
+const READ_TRIES: u32 = 4;
 
 /// The backend a new flow goes to.
 #[derive(Default)]
@@ -20,6 +24,8 @@ pub(super) struct Choice {
     pub(super) service: u32,
     /// A listener of this node ([`kind::LOCAL_REDIRECT`]).
     pub(super) local_redirect: bool,
+    /// No Service: straight to a backend that the client also reaches through one ([`crate::flow::leg::ASIDE`]).
+    pub(super) aside: bool,
 }
 
 /// True if the destination is a Service; then `choice` is filled.
@@ -36,8 +42,11 @@ pub(super) fn choose(
         proto: packet.proto,
         scope: scope::INTERNAL,
     };
-    // SAFETY: copied at once; the row is replaced, never written in place, by the agent.
-    let Some(frontend) = (unsafe { maps::FRONTENDS.get(key) }).copied() else { return Ok(false) };
+    let Some(scratch) = table::scratch() else { return Ok(false) };
+    let frontend = &mut scratch.frontend;
+    if !read_frontend(&key, frontend)? {
+        return Ok(false);
+    }
     run.service = frontend.service;
     choice.service = frontend.service;
     let mut first = frontend.slot_base;
@@ -49,11 +58,26 @@ pub(super) fn choose(
         }
         first += 1;
     }
-    if frontend.backends == 0 || !pick(choice, first + draw(&frontend)) {
+    if frontend.backends == 0 || !pick(choice, first + draw(frontend)) {
         return Err(reason::NO_BACKEND);
     }
     run.backend = choice.backend;
     Ok(true)
+}
+
+/// Copies a frontend's row; false if there is none. The kernel may give a replaced row's memory to the next
+/// one while a program still reads it: then the seal is broken, and the table holds the row that is valid now.
+#[inline(always)]
+fn read_frontend(key: &FrontendKey, into: &mut Frontend) -> Result<bool, u8> {
+    for _ in 0..READ_TRIES {
+        // SAFETY: copied at once.
+        let Some(row) = (unsafe { maps::FRONTENDS.get(key) }) else { return Ok(false) };
+        *into = *row;
+        if into.seal == seal(key, into) {
+            return Ok(true);
+        }
+    }
+    Err(reason::TORN_SERVICE)
 }
 
 /// A number below the frontend's count of backends: the high word of a 32×32-bit product, which is even

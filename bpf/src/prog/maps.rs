@@ -2,9 +2,9 @@
 
 use crate::Addr;
 use crate::event::{Count, DropKey, path};
-use crate::flow::{Flow, FlowKey};
+use crate::flow::{Flow, FlowKey, Limits, Share, flow_count};
 use crate::pod::Pod;
-use crate::service::{Backend, Frontend, FrontendKey};
+use crate::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf};
 
@@ -19,7 +19,15 @@ pub(super) static SLOTS: Array<u32> = Array::with_max_entries(262_144, 0);
 #[map]
 pub(super) static BACKENDS: Array<Backend> = Array::with_max_entries(65_536, 0);
 #[map]
-pub(super) static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(262_144, 0);
+pub(super) static AFFINITY: LruHashMap<AffinityKey, Affinity> = LruHashMap::with_max_entries(65_536, 0);
+#[map]
+pub(super) static NURSERY: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(131_072, 0);
+#[map]
+pub(super) static ESTABLISHED: HashMap<FlowKey, Flow> = HashMap::with_max_entries(262_144, 0);
+#[map]
+pub(super) static SHARES: HashMap<u32, Share> = HashMap::with_max_entries(1024, 0);
+#[map]
+pub(super) static FLOW_COUNTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(flow_count::COUNT, 0);
 #[map]
 pub(super) static DROPS: LruPerCpuHashMap<DropKey, Count> = LruPerCpuHashMap::with_max_entries(1024, 0);
 #[map]
@@ -35,13 +43,21 @@ pub(super) static EVENTS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
 #[map]
 pub(super) static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 
-/// A flow row in the making.
+/// Two flow rows in the making, near leg and far leg, and a frontend's row at one moment. What is here the
+/// verifier does not follow value by value, which keeps its work small.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(super) struct Scratch {
     pub(super) key: FlowKey,
     pub(super) flow: Flow,
+    pub(super) other_key: FlowKey,
+    pub(super) other: Flow,
+    pub(super) frontend: Frontend,
 }
+
+/// The configuration's limits; set at load.
+#[unsafe(no_mangle)]
+pub(super) static LIMITS: Limits = Limits::DEFAULT;
 
 /// The agent's secret for explain runs (see [`crate::event::EXPLAIN_WORDS`]); set at load, zero: none.
 #[unsafe(no_mangle)]

@@ -2,7 +2,7 @@
 //! tracking needs of TCP, UDP, SCTP and ICMP.
 
 use crate::Addr;
-use crate::flow::FlowKey;
+use crate::flow::{FlowKey, leg};
 use aya_ebpf::programs::TcContext;
 
 pub(super) const ETH_LEN: u32 = 14;
@@ -223,7 +223,8 @@ pub(super) fn fill_key(key: &mut FlowKey, a: (&Addr, u16), b: (&Addr, u16), prot
     key.low_port = low.1;
     key.high_port = high.1;
     key.proto = proto;
-    key.pad = [0; 3];
+    key.leg = leg::WIRE;
+    key.pad = [0; 2];
     a_high
 }
 

@@ -6,7 +6,6 @@
 use super::packet::{ETH_LEN, Packet, TCP, UDP};
 use crate::Addr;
 use crate::event::reason;
-use crate::flow::{HAIRPIN_V4, HAIRPIN_V6};
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
 use aya_ebpf::helpers::bpf_csum_diff;
 use aya_ebpf::programs::TcContext;
@@ -18,78 +17,77 @@ pub(super) enum End {
     Destination,
 }
 
-/// What one end of the packet becomes.
+/// What the packet becomes.
 pub(super) struct Translation {
+    /// The end that is a Service's, or becomes a backend's.
     pub(super) end: End,
     pub(super) addr: Addr,
     pub(super) port: u16,
-    /// The other end changes too: the packet goes from a pod to itself.
-    pub(super) hairpin: bool,
+    /// The client's end, which may stay as it is.
+    pub(super) other_addr: Addr,
+    pub(super) other_port: u16,
 }
 
 impl Translation {
     /// Of nothing yet.
     #[inline(always)]
     pub(super) const fn none() -> Self {
-        Self { end: End::Source, addr: Addr::UNSPECIFIED, port: 0, hairpin: false }
+        Self {
+            end: End::Source,
+            addr: Addr::UNSPECIFIED,
+            port: 0,
+            other_addr: Addr::UNSPECIFIED,
+            other_port: 0,
+        }
     }
 }
 
-/// Translates a packet that a pod sends, with both of its ends if it goes to the pod itself.
+/// Translates both ends of the packet.
 #[inline(always)]
-pub(super) fn translate_sent(ctx: &TcContext, packet: &mut Packet, to: &Translation) -> Result<(), u8> {
-    let own = packet.source;
-    translate(ctx, packet, to)?;
-    if !to.hairpin {
-        return Ok(());
-    }
-    let other = match to.end {
-        // To the Service: from an address that the pod takes packets from.
-        End::Destination => Translation {
-            end: End::Source,
-            addr: if packet.v6 { HAIRPIN_V6 } else { HAIRPIN_V4 },
-            port: packet.source_port,
-            hairpin: false,
-        },
-        // The answer: back to the pod.
-        End::Source => {
-            Translation { end: End::Destination, addr: own, port: packet.destination_port, hairpin: false }
-        }
+pub(super) fn translate(ctx: &TcContext, packet: &mut Packet, to: &Translation) -> Result<(), u8> {
+    let (client, client_port) = match to.end {
+        End::Source => (&packet.destination, packet.destination_port),
+        End::Destination => (&packet.source, packet.source_port),
     };
-    translate(ctx, packet, &other)
+    if *client != to.other_addr || client_port != to.other_port {
+        let other = if to.end == End::Source { End::Destination } else { End::Source };
+        one_end(ctx, packet, &New { end: other, addr: to.other_addr, port: to.other_port })?;
+    }
+    one_end(ctx, packet, &New { end: to.end, addr: to.addr, port: to.port })
 }
 
 /// Gives one end of the packet another address and port; the view follows.
 #[inline(never)]
-pub(super) fn translate(ctx: &TcContext, packet: &mut Packet, to: &Translation) -> Result<(), u8> {
-    let (old, old_port) = match to.end {
+fn one_end(ctx: &TcContext, packet: &mut Packet, new: &New) -> Result<(), u8> {
+    let (old, old_port) = match new.end {
         End::Source => (packet.source, packet.source_port),
         End::Destination => (packet.destination, packet.destination_port),
     };
-    if transport(ctx, packet, to, &old, old_port).is_err() || network(ctx, packet, to, &old).is_err() {
+    if transport(ctx, packet, new, &old, old_port).is_err() || network(ctx, packet, new, &old).is_err() {
         return Err(reason::REWRITE_FAILED);
     }
-    match to.end {
+    match new.end {
         End::Source => {
-            packet.source = to.addr;
-            packet.source_port = to.port;
+            packet.source = new.addr;
+            packet.source_port = new.port;
         }
         End::Destination => {
-            packet.destination = to.addr;
-            packet.destination_port = to.port;
+            packet.destination = new.addr;
+            packet.destination_port = new.port;
         }
     }
     Ok(())
 }
 
+/// What one end becomes.
+struct New {
+    end: End,
+    addr: Addr,
+    port: u16,
+}
+
 #[inline(always)]
-fn transport(
-    ctx: &TcContext,
-    packet: &Packet,
-    to: &Translation,
-    old: &Addr,
-    old_port: u16,
-) -> Result<(), ()> {
+fn transport(ctx: &TcContext, packet: &Packet, to: &New, old: &Addr, old_port: u16) -> Result<(), ()> {
     let (checksum, mangled) = match packet.proto {
         TCP => (packet.l4 + 16, 0),
         UDP => (packet.l4 + 6, u64::from(BPF_F_MARK_MANGLED_0)),
@@ -116,7 +114,7 @@ fn transport(
 }
 
 #[inline(always)]
-fn network(ctx: &TcContext, packet: &Packet, to: &Translation, old: &Addr) -> Result<(), ()> {
+fn network(ctx: &TcContext, packet: &Packet, to: &New, old: &Addr) -> Result<(), ()> {
     if packet.v6 {
         let offset = match to.end {
             End::Source => ETH_LEN + 8,

@@ -1,20 +1,17 @@
 //! Connection tracking: finds or makes the packet's flow and translates accordingly.
-//!
-//! Rows are updated without locks. Two CPUs that see both directions at once may lose a flag or a second
-//! of `last_seen`; neither breaks a flow.
 
 use super::balance::{self, Choice};
-use super::maps;
-use super::packet::{Packet, TCP, fill_key, tcp_flag};
+use super::packet::{Packet, TCP, tcp_flag};
+use super::pair::{self, belong, hairpin_source, image, initiator};
 use super::report::Run;
 use super::rewrite::{self, End, Translation};
-use crate::Addr;
-use crate::event::{reason, stage};
-use crate::flow::{Flow, FlowKey, HAIRPIN_V4, HAIRPIN_V6, UDP_IDLE_SECONDS, flow_flag, role};
-use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use super::table::{self, find, limits, now};
+use crate::event::stage;
+use crate::flow::{Flow, FlowKey, TURNS, expired, flow_count, flow_flag, leg, role};
 use aya_ebpf::programs::TcContext;
 
 /// What the flow's row says of a packet.
+#[derive(Clone, Copy)]
 enum Known {
     /// No row, or one that this packet starts anew.
     New,
@@ -24,6 +21,8 @@ enum Known {
     Unanswered,
     /// Translate.
     Translated,
+    /// A new flow straight to a backend, from a port that has another flow to it through a Service.
+    Aside,
 }
 
 /// A packet that a pod sends: existing flow, Service, or plain new flow.
@@ -33,29 +32,30 @@ pub(super) fn from_pod(ctx: &TcContext, run: &mut Run, packet: &mut Packet) -> R
         return Ok(());
     }
     let mut to = Translation::none();
+    let mut choice = Choice::default();
     let recorded = match known(run, packet, &mut to) {
         Known::Direct => return Ok(()),
-        Known::Translated => return rewrite::translate_sent(ctx, packet, &to),
+        Known::Translated => return rewrite::translate(ctx, packet, &to),
+        Known::Aside => {
+            choice.addr = packet.destination;
+            choice.port = packet.destination_port;
+            choice.aside = true;
+            true
+        }
         Known::Unanswered => true,
         Known::New => false,
     };
-    let mut choice = Choice::default();
-    if !balance::choose(ctx, run, packet, &mut choice)? {
+    if !choice.aside && !balance::choose(ctx, run, packet, &mut choice)? {
         if !recorded {
             record_direct(run, packet);
         }
         return Ok(());
     }
-    if !run.explain && record_service(packet, &choice).is_err() {
-        return Err(reason::FLOW_TABLE_FULL);
+    match pair::open(run, packet, &choice, &mut to) {
+        0 => {}
+        reason => return Err(reason),
     }
-    let to = Translation {
-        end: End::Destination,
-        addr: choice.addr,
-        port: choice.port,
-        hairpin: choice.addr == packet.source,
-    };
-    rewrite::translate_sent(ctx, packet, &to)
+    rewrite::translate(ctx, packet, &to)
 }
 
 /// A packet that comes to a pod: the reply of a Service's backend, or a plain flow.
@@ -67,19 +67,12 @@ pub(super) fn to_pod(ctx: &TcContext, run: &mut Run, packet: &mut Packet) -> Res
     let mut to = Translation::none();
     match known(run, packet, &mut to) {
         Known::Translated if to.end == End::Source => rewrite::translate(ctx, packet, &to),
-        Known::Direct | Known::Unanswered | Known::Translated => Ok(()),
+        Known::Direct | Known::Unanswered | Known::Translated | Known::Aside => Ok(()),
         Known::New => {
             record_direct(run, packet);
             Ok(())
         }
     }
-}
-
-/// Seconds since boot.
-#[inline(always)]
-fn now() -> u32 {
-    // SAFETY: a helper without arguments.
-    (unsafe { bpf_ktime_get_coarse_ns() } / 1_000_000_000) as u32
 }
 
 /// Looks the flow up and keeps its row fresh.
@@ -91,25 +84,33 @@ fn known(run: &mut Run, packet: &Packet, to: &mut Translation) -> Known {
     }
     let mut key = FlowKey::default();
     let from_high = packet.fill_key(&mut key);
-    let Some(flow) = maps::FLOWS.get_ptr_mut(&key) else { return Known::New };
-    // SAFETY: a row stays readable memory for the whole run, even if it is evicted meanwhile.
-    let flow = unsafe { &mut *flow };
-    let forward = (flow.flags & flow_flag::INITIATOR_HIGH != 0) == from_high;
+    let Some((mut flow, mut established)) = find(&key) else { return Known::New };
     let now = now();
+    let mut forward = (flow.flags & flow_flag::INITIATOR_HIGH != 0) == from_high;
     if flow.role == role::REPLY && forward && run.stage == stage::POD_EGRESS {
         // A packet through the Service has the frontend's address here, not yet the backend's: this one is
-        // for the backend itself, of a later flow from the same port. It takes the row over; the older
-        // flow's other row must not outlive that, or its replies would not be translated.
-        forget_forward(flow, packet);
-        return Known::New;
-    }
-    if stale(flow, packet, forward, now) {
+        // for the backend itself.
+        if over(flow, packet, now) {
+            supersede(flow, packet, &key, forward, established);
+            return Known::New;
+        }
+        key.leg = leg::ASIDE;
+        let Some(near) = find(&key) else { return Known::Aside };
+        (flow, established) = near;
+        forward = (flow.flags & flow_flag::INITIATOR_HIGH != 0) == from_high;
+        if over(flow, packet, now) {
+            supersede(flow, packet, &key, forward, established);
+            return Known::Aside;
+        }
+    } else if over(flow, packet, now) || lost(flow, packet, forward) {
+        supersede(flow, packet, &key, forward, established);
         return Known::New;
     }
     run.service = flow.service;
     run.backend = flow.backend;
     run.to_stack = !forward && flow.flags & flow_flag::FROM_STACK != 0;
-    touch(flow, packet, forward, now);
+    let way = Way { forward, established };
+    touch(flow, packet, &key, way, now);
     to.end = match (flow.role, forward) {
         (role::FORWARD, true) => End::Destination,
         (role::REPLY, false) => End::Source,
@@ -118,123 +119,161 @@ fn known(run: &mut Run, packet: &Packet, to: &mut Translation) -> Known {
     };
     to.addr = flow.xlat_addr;
     to.port = flow.xlat_port;
-    to.hairpin = flow.flags & flow_flag::HAIRPIN != 0;
+    to.other_port = flow.client_port;
+    let hairpin = flow.flags & flow_flag::HAIRPIN != 0;
+    to.other_addr = match (hairpin, forward) {
+        (true, true) => *hairpin_source(packet.v6),
+        (false, true) | (true, false) => packet.source,
+        (false, false) => packet.destination,
+    };
     Known::Translated
 }
 
-/// True if the row is of an older flow, or of one whose backend is gone.
-#[inline(always)]
-fn stale(flow: &Flow, packet: &Packet, forward: bool, now: u32) -> bool {
-    let lost =
-        flow.role == role::FORWARD && forward && !balance::still_there(flow.backend, flow.backend_generation);
-    if packet.proto == TCP {
-        // An open connection stays with its backend to the end; only a new one may change.
-        return packet.opens() && (flow.flags & flow_flag::CLOSING != 0 || lost);
-    }
-    lost || now.wrapping_sub(flow.last_seen) > UDP_IDLE_SECONDS
+/// How a packet stands to the row it found.
+#[derive(Clone, Copy)]
+struct Way {
+    /// It goes from the initiator to the other end.
+    forward: bool,
+    /// The row is among the established.
+    established: bool,
 }
 
-/// Removes the row client ↔ frontend that belongs to a row client ↔ backend, of which the client sends.
-#[inline(never)]
-fn forget_forward(reply: &Flow, packet: &Packet) {
-    let mut key = FlowKey::default();
-    let client = (&packet.source, packet.source_port);
-    fill_key(&mut key, client, (&reply.xlat_addr, reply.xlat_port), packet.proto);
-    // From the same port the client may have come to another backend since.
-    // SAFETY: as in `known`.
-    let its_own = unsafe { maps::FLOWS.get(key) }.is_some_and(|forward| {
-        forward.role == role::FORWARD
-            && (forward.backend, forward.backend_generation) == (reply.backend, reply.backend_generation)
-    });
-    if !its_own {
-        return;
-    }
-    // Not there: evicted already.
-    maps::FLOWS.remove(&key).ok();
+/// True if the row is of a flow that has ended.
+#[inline(always)]
+fn over(flow: &Flow, packet: &Packet, now: u32) -> bool {
+    expired(flow, packet.proto, limits(), now) || packet.opens() && flow.flags & flow_flag::CLOSING != 0
 }
 
-/// Notes the packet in the row; once a second, and at the end of a connection, also in the other half.
+/// True if the flow has lost its backend. An open connection stays with it to the end; only a new one may
+/// change.
 #[inline(always)]
-fn touch(flow: &mut Flow, packet: &Packet, forward: bool, now: u32) {
+fn lost(flow: &Flow, packet: &Packet, forward: bool) -> bool {
+    flow.role == role::FORWARD
+        && forward
+        && (packet.proto != TCP || packet.opens())
+        && flow.backend != 0
+        && !balance::still_there(flow.backend, flow.backend_generation)
+}
+
+/// Removes the rows of a flow that this packet's flow replaces.
+#[inline(always)]
+fn supersede(flow: &Flow, packet: &Packet, key: &FlowKey, forward: bool, established: bool) {
+    pair::forget_other(flow, packet, forward);
+    table::forget(key, flow.owner, established);
+}
+
+/// Notes the packet in the row; when that says something new, and once a second, also in the other half.
+#[inline(always)]
+fn touch(flow: &mut Flow, packet: &Packet, key: &FlowKey, way: Way, now: u32) {
     let mut flags = flow.flags;
-    if !forward {
+    if !way.forward {
         flags |= flow_flag::REPLIED;
     }
-    if packet.proto == TCP && packet.tcp_flags & (tcp_flag::FIN | tcp_flag::RST) != 0 {
-        if packet.tcp_flags & tcp_flag::RST != 0 {
-            flags |= flow_flag::RESET;
-        } else if forward {
-            flags |= flow_flag::FIN_FORWARD;
-        } else {
-            flags |= flow_flag::FIN_REPLY;
+    if packet.proto == TCP {
+        flags = tcp_flags(flags, flow, packet, way.forward, now);
+    } else if flags & flow_flag::CONFIRMED == 0 {
+        let last_was_reply = flags & flow_flag::LAST_WAS_REPLY != 0;
+        if last_was_reply == way.forward {
+            flags ^= flow_flag::LAST_WAS_REPLY;
+            flow.turns = flow.turns.saturating_add(1);
+        }
+        if flow.turns >= TURNS {
+            flags |= flow_flag::CONFIRMED;
         }
     }
-    let changed = flags != flow.flags;
-    if !changed && flow.last_seen == now {
+    if flags == flow.flags && flow.last_seen == now {
         return;
     }
     flow.flags = flags;
     flow.last_seen = now;
-    if flow.role != role::DIRECT {
-        refresh_other_half(flow, packet, forward, now);
-    }
+    let directions = u32::from(way.forward) | u32::from(way.established) << 1;
+    settle(flow, packet, key, directions, now);
 }
 
-/// Keeps both rows of a translated flow alive together: an evicted half is made again from this one.
+#[inline(always)]
+fn tcp_flags(mut flags: u16, flow: &Flow, packet: &Packet, forward: bool, now: u32) -> u16 {
+    if packet.tcp_flags & tcp_flag::RST != 0 {
+        return flags | flow_flag::RESET;
+    }
+    if packet.tcp_flags & tcp_flag::FIN != 0 {
+        flags |= if forward { flow_flag::FIN_FORWARD } else { flow_flag::FIN_REPLY };
+    }
+    let plain = packet.tcp_flags & (tcp_flag::SYN | tcp_flag::ACK) == tcp_flag::ACK;
+    if plain && flags & flow_flag::RESET != 0 && flow.last_seen != now {
+        // They talk on: the RST was none that an end accepted (out of its window, RFC 5961 §3).
+        flags &= !flow_flag::RESET;
+    }
+    if plain && forward && flags & flow_flag::REPLIED != 0 {
+        flags |= flow_flag::CONFIRMED;
+    }
+    flags
+}
+
+/// Keeps both halves of a translated flow alike, makes one again that was evicted, and moves a flow between
+/// the tables as its state says. `way`: bit 0 forward, bit 1 established.
 #[inline(never)]
-fn refresh_other_half(flow: &Flow, packet: &Packet, forward: bool, now: u32) {
-    let Some(scratch) = scratch() else { return };
-    let hairpin = flow.flags & flow_flag::HAIRPIN != 0;
-    let (client, client_port, other, other_port) = if forward {
-        let client = if hairpin { hairpin_source(packet) } else { &packet.source };
-        (client, packet.source_port, &packet.destination, packet.destination_port)
-    } else {
-        let client = if hairpin { &packet.source } else { &packet.destination };
-        (client, packet.destination_port, &packet.source, packet.source_port)
-    };
-    let client_high =
-        fill_key(&mut scratch.key, (client, client_port), (&flow.xlat_addr, flow.xlat_port), packet.proto);
-    let shared = flow.flags & !flow_flag::INITIATOR_HIGH;
-    if let Some(half) = maps::FLOWS.get_ptr_mut(&scratch.key) {
-        // SAFETY: as in `known`.
-        let half = unsafe { &mut *half };
-        if half.role != flow.role && half.backend == flow.backend {
-            half.flags |= shared;
-            half.last_seen = now;
-            return;
+fn settle(flow: &mut Flow, packet: &Packet, key: &FlowKey, way: u32, now: u32) {
+    let Some(scratch) = table::scratch() else { return };
+    let established = way & 2 != 0;
+    let translated = flow.role != role::DIRECT;
+    let mut other_established = false;
+    if translated {
+        image(flow, packet, way & 1 != 0, &mut scratch.other_key, &mut scratch.other);
+        match find(&scratch.other_key) {
+            Some((half, there)) if belong(half, &scratch.other) => {
+                // What one half alone may have seen stays; what this one takes back goes.
+                const TAKEN_BACK: u16 = flow_flag::RESET | flow_flag::LAST_WAS_REPLY | flow_flag::REFUSED;
+                half.flags = half.flags & !TAKEN_BACK | scratch.other.flags;
+                half.turns = flow.turns;
+                half.last_seen = now;
+                scratch.other.flags = half.flags;
+                other_established = there;
+            }
+            // A reply that came while the way back was evicted left a plain row in its place.
+            Some((half, _)) if flow.role != role::FORWARD || half.role != role::DIRECT => return,
+            // Without room the half is made again a second later.
+            _ => drop(table::record(&scratch.other_key, &scratch.other)),
         }
-        // A reply that came while the way back was evicted left a plain row in its place.
-        if flow.role != role::FORWARD || half.role != role::DIRECT {
+    }
+    let done = flow.flags & flow_flag::RESET != 0 || flow.flags & flow_flag::FIN_BOTH == flow_flag::FIN_BOTH;
+    if established || other_established {
+        if done {
+            scratch.flow = *flow;
+            // Back among those that give way: a closed connection is worth no room.
+            if established && table::record(key, &scratch.flow).is_ok() {
+                table::leave_established(key, scratch.flow.owner, flow_count::CLOSED);
+            }
+            if other_established && table::record(&scratch.other_key, &scratch.other).is_ok() {
+                table::leave_established(&scratch.other_key, scratch.other.owner, flow_count::CLOSED);
+            }
             return;
         }
     }
-    let half = &mut scratch.flow;
-    *half = *flow;
-    half.role = if flow.role == role::FORWARD { role::REPLY } else { role::FORWARD };
-    half.flags = shared | initiator(client_high);
-    half.xlat_addr = *other;
-    half.xlat_port = other_port;
-    half.last_seen = now;
-    // Without room the half is made again a second later.
-    maps::FLOWS.insert(&scratch.key, &scratch.flow, 0).ok();
+    if flow.flags & flow_flag::CONFIRMED == 0 || done || established && (other_established || !translated) {
+        return;
+    }
+    let rows = u64::from(!established) + u64::from(translated && !other_established);
+    if !table::share_has_room(flow.owner, rows) {
+        refuse(flow, flow_count::REFUSED_SHARE);
+        return;
+    }
+    scratch.flow = *flow;
+    scratch.flow.flags &= !flow_flag::REFUSED;
+    scratch.other.flags &= !flow_flag::REFUSED;
+    if translated && !other_established && table::promote(&scratch.other_key, &scratch.other).is_err()
+        || !established && table::promote(key, &scratch.flow).is_err()
+    {
+        refuse(flow, flow_count::REFUSED_FULL);
+    }
 }
 
+/// The flow stays in the nursery, and tries again a second later; it is counted once.
 #[inline(always)]
-const fn initiator(high: bool) -> u8 {
-    if high { flow_flag::INITIATOR_HIGH } else { 0 }
-}
-
-/// As what a pod that talks to itself appears.
-#[inline(always)]
-fn hairpin_source(packet: &Packet) -> &'static Addr {
-    if packet.v6 { &HAIRPIN_V6 } else { &HAIRPIN_V4 }
-}
-
-/// This CPU's scratch memory; it is always there.
-#[inline(always)]
-fn scratch() -> Option<&'static mut maps::Scratch> {
-    // SAFETY: see `SCRATCH`: nobody else has it during this run, and each function takes it once.
-    maps::SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+fn refuse(flow: &mut Flow, why: u32) {
+    if flow.flags & flow_flag::REFUSED == 0 {
+        flow.flags |= flow_flag::REFUSED;
+        table::count(why, 1);
+    }
 }
 
 /// Records a flow without translation. Nothing depends on the row yet, so that a full table is no reason
@@ -244,47 +283,23 @@ fn record_direct(run: &Run, packet: &Packet) {
     if run.explain {
         return;
     }
-    let Some(scratch) = scratch() else { return };
-    let from_high = packet.fill_key(&mut scratch.key);
+    let Some(scratch) = table::scratch() else { return };
+    let mut from_high = packet.fill_key(&mut scratch.key);
+    // The answer to a SYN that came another way, or whose row is gone.
+    let answers = packet.proto == TCP
+        && packet.tcp_flags & (tcp_flag::SYN | tcp_flag::ACK) == tcp_flag::SYN | tcp_flag::ACK;
+    if answers {
+        from_high = !from_high;
+    }
     let now = now();
     scratch.flow = Flow::default();
     let from_stack = if run.stage == stage::POD_INGRESS { flow_flag::FROM_STACK } else { 0 };
-    scratch.flow.flags = initiator(from_high) | from_stack;
+    let replied = if answers { flow_flag::REPLIED } else { 0 };
+    scratch.flow.flags = initiator(from_high) | from_stack | replied;
     scratch.flow.created = now;
     scratch.flow.last_seen = now;
-    maps::FLOWS.insert(&scratch.key, &scratch.flow, 0).ok();
-}
-
-/// Records both rows of a flow through a Service: the way back first, so that no reply finds it missing.
-#[inline(never)]
-fn record_service(packet: &Packet, choice: &Choice) -> Result<(), i32> {
-    let scratch = scratch().ok_or(-1)?;
-    let now = now();
-    let mut kind = if choice.local_redirect { flow_flag::LOCAL_REDIRECT } else { 0 };
-    let mut client = &packet.source;
-    if choice.addr == packet.source {
-        kind |= flow_flag::HAIRPIN;
-        client = hairpin_source(packet);
+    scratch.flow.owner = run.endpoint;
+    if table::record(&scratch.key, &scratch.flow).is_ok() {
+        table::opened(1);
     }
-    let from_high =
-        fill_key(&mut scratch.key, (client, packet.source_port), (&choice.addr, choice.port), packet.proto);
-    let flow = &mut scratch.flow;
-    *flow = Flow::default();
-    flow.role = role::REPLY;
-    flow.flags = initiator(from_high) | kind;
-    flow.xlat_port = packet.destination_port;
-    flow.xlat_addr = packet.destination;
-    flow.service = choice.service;
-    flow.backend = choice.backend;
-    flow.backend_generation = choice.generation;
-    flow.created = now;
-    flow.last_seen = now;
-    maps::FLOWS.insert(&scratch.key, &scratch.flow, 0)?;
-    let from_high = packet.fill_key(&mut scratch.key);
-    let flow = &mut scratch.flow;
-    flow.role = role::FORWARD;
-    flow.flags = initiator(from_high) | kind;
-    flow.xlat_port = choice.port;
-    flow.xlat_addr = choice.addr;
-    maps::FLOWS.insert(&scratch.key, &scratch.flow, 0)
 }

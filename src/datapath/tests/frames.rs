@@ -11,6 +11,7 @@ pub(super) const UDP: u8 = 17;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Segment {
     Syn,
+    SynAck,
     Ack,
     Fin,
     Rst,
@@ -38,6 +39,7 @@ pub(super) fn tcp(source: &str, destination: &str, segment: Segment) -> Vec<u8> 
     let builder = network(source, destination).tcp(source.port(), destination.port(), 1000, 64_000);
     let builder = match segment {
         Segment::Syn => builder.syn(),
+        Segment::SynAck => builder.syn().ack(1),
         Segment::Ack => builder.ack(1),
         Segment::Fin => builder.fin().ack(1),
         Segment::Rst => builder.rst(),

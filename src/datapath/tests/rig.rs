@@ -25,7 +25,17 @@ impl Folder {
     }
 
     pub(super) fn config(&self) -> Config {
-        Config { bpffs: self.0.join("bpf"), flows: 1024, frontends: 64, backends: 64, slots: 256, pods: 16 }
+        Config {
+            bpffs: self.0.join("bpf"),
+            flows: 1024,
+            flows_per_pod: 512,
+            nursery: 1024,
+            affinity: 64,
+            frontends: 64,
+            backends: 64,
+            slots: 256,
+            pods: 16,
+        }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -102,7 +112,8 @@ impl Rig {
     }
 
     pub(super) fn backend(&self, id: u32, ip: &str, port: u16, proto: u8, state: u8, generation: u32) {
-        let backend = Backend { addr: addr(ip), port: port.to_be(), proto, state, generation };
+        let backend =
+            Backend { addr: addr(ip), port: port.to_be(), proto, state, generation, service: SERVICE };
         self.datapath.set_backend(id, &backend).expect("room");
     }
 

@@ -455,6 +455,7 @@ fn spoil(sim: &mut Sim, damage: &Damage) {
                 proto: key(0, udp).proto,
                 state,
                 generation: 3,
+                service: 0,
             };
         }
     }

@@ -53,6 +53,7 @@ fn a_new_service_is_written_from_the_bottom_up_and_a_backend_is_shared() {
         proto: 6,
         state,
         generation,
+        service: 0,
     };
     let frontend = |service, slot_base, backends| Frontend {
         service,
@@ -176,7 +177,7 @@ fn a_service_with_more_endpoints_than_a_row_can_count_is_refused() {
 
 #[test]
 fn a_local_redirect_of_a_former_agent_is_understood() {
-    let backend = |n| Backend { addr: addr(10, n), port: 80, proto: 6, state: 1, generation: 4 };
+    let backend = |n| Backend { addr: addr(10, n), port: 80, proto: 6, state: 1, generation: 4, service: 0 };
     let key = service(1, []).frontends[0].key;
     let row =
         Frontend { service: 7, slot_base: 2, backends: 1, kind: kind::LOCAL_REDIRECT, ..Frontend::default() };
@@ -235,6 +236,7 @@ fn damaged(frontends: &[(u8, u32, u16)], slots: &[u32], backends: &[(u32, u8)]) 
             proto: 6,
             state: backend_state::ACTIVE,
             generation: 1,
+            service: 0,
         };
         (*id, row)
     };
@@ -341,7 +343,8 @@ fn two_services_that_find_rows_with_one_number_are_told_apart() {
             rows.push((key, Frontend { service: 9, ..row }));
         }
     }
-    let backend = Backend { addr: addr(10, 1), port: 8080_u16.to_be(), proto: 6, state: 1, generation: 1 };
+    let backend =
+        Backend { addr: addr(10, 1), port: 8080_u16.to_be(), proto: 6, state: 1, generation: 1, service: 0 };
     let kernel = Kernel { frontends: rows, slots: vec![1, 1], backends: vec![(1, backend)] };
     let limits = Limits { frontends: 8, backends: 8, slots: 16 };
     let mut tables = Tables::read(limits, QUARANTINE, &kernel, now);

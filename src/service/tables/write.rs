@@ -179,5 +179,6 @@ pub(super) fn row(frontend: &DesiredFrontend, service: u32, slot_base: u32, gene
         pad: 0,
         affinity_seconds: frontend.affinity_seconds.unwrap_or(0),
         generation,
+        seal: 0,
     }
 }

@@ -1,0 +1,220 @@
+//! The two rows of a translated flow: making both, finding one from the other, and the client's port where
+//! two flows of one client port would look the same to a backend.
+
+use super::balance::Choice;
+use super::maps::Scratch;
+use super::packet::{Packet, fill_key};
+use super::report::Run;
+use super::rewrite::{End, Translation};
+use super::table::{self, find, limits, now};
+use crate::Addr;
+use crate::event::reason;
+use crate::flow::{Flow, FlowKey, HAIRPIN_V4, HAIRPIN_V6, expired, flow_count, flow_flag, leg, role};
+use aya_ebpf::helpers::bpf_get_prandom_u32;
+
+/// Ports tried for a client whose own is taken: with a thousand of its flows to one backend all fail once in
+/// 10^29 times.
+const PORT_TRIES: u32 = 16;
+/// The first port that may stand for a client's: those below mean something to some servers.
+const FIRST_PORT: u16 = 1024;
+
+/// As what a pod that talks to itself appears.
+#[inline(always)]
+pub(super) fn hairpin_source(v6: bool) -> &'static Addr {
+    if v6 { &HAIRPIN_V6 } else { &HAIRPIN_V4 }
+}
+
+#[inline(always)]
+pub(super) const fn initiator(high: bool) -> u16 {
+    if high { flow_flag::INITIATOR_HIGH } else { 0 }
+}
+
+/// Key and row of the other half of a translated flow, as a packet of this half tells them.
+#[inline(always)]
+pub(super) fn image(flow: &Flow, packet: &Packet, forward: bool, key: &mut FlowKey, other: &mut Flow) {
+    let (client, client_port, far, far_port) = if forward {
+        (&packet.source, packet.source_port, &packet.destination, packet.destination_port)
+    } else {
+        (&packet.destination, packet.destination_port, &packet.source, packet.source_port)
+    };
+    let over_there = if flow.flags & flow_flag::HAIRPIN == 0 {
+        client
+    } else if flow.role == role::FORWARD {
+        hairpin_source(packet.v6)
+    } else {
+        far
+    };
+    let high = fill_key(key, (over_there, flow.client_port), (&flow.xlat_addr, flow.xlat_port), packet.proto);
+    let forth = flow.role == role::FORWARD;
+    if !forth && flow.xlat_port == far_port && flow.xlat_addr == *far {
+        key.leg = leg::ASIDE;
+    }
+    *other = *flow;
+    other.role = if forth { role::REPLY } else { role::FORWARD };
+    other.flags = flow.flags & !flow_flag::INITIATOR_HIGH | initiator(high);
+    other.xlat_addr = *far;
+    other.xlat_port = far_port;
+    other.client_port = client_port;
+}
+
+/// True if two halves belong together.
+#[inline(always)]
+pub(super) fn belong(half: &Flow, image: &Flow) -> bool {
+    half.role == image.role
+        && half.client_port == image.client_port
+        && half.xlat_port == image.xlat_port
+        && half.xlat_addr == image.xlat_addr
+}
+
+/// Removes the other half of a flow that is over, if it still is this one's.
+#[inline(never)]
+pub(super) fn forget_other(flow: &Flow, packet: &Packet, forward: bool) {
+    if flow.role == role::DIRECT {
+        return;
+    }
+    let Some(scratch) = table::scratch() else { return };
+    image(flow, packet, forward, &mut scratch.other_key, &mut scratch.other);
+    if let Some((half, established)) = find(&scratch.other_key)
+        && belong(half, &scratch.other)
+    {
+        let owner = half.owner;
+        table::forget(&scratch.other_key, owner, established);
+    }
+}
+
+/// Opens a translated flow: says what becomes of its packets, and records it. Gives the [`reason`] why it
+/// could not, else 0: a `Result` would be returned in memory, and what then is left in the register of a
+/// plain return value may be a pointer, which the verifier refuses.
+#[inline(never)]
+pub(super) fn open(run: &Run, packet: &Packet, choice: &Choice, to: &mut Translation) -> u8 {
+    to.end = End::Destination;
+    to.addr = choice.addr;
+    to.port = choice.port;
+    to.other_addr = packet.source;
+    to.other_port = packet.source_port;
+    if choice.addr == packet.source {
+        to.other_addr = *hairpin_source(packet.v6);
+    }
+    if run.explain {
+        return 0;
+    }
+    match record(packet, choice, run.endpoint, &mut to.other_port) {
+        Ok(()) => 0,
+        Err(reason) => reason,
+    }
+}
+
+/// Records both rows, the way back first, so that no reply finds it missing. Gives the client's port towards
+/// the backend.
+#[inline(always)]
+fn record(packet: &Packet, choice: &Choice, owner: u32, client_port: &mut u16) -> Result<(), u8> {
+    let Some(scratch) = table::scratch() else { return Err(reason::FLOW_TABLE_FULL) };
+    let now = now();
+    let mut kind = if choice.local_redirect { flow_flag::LOCAL_REDIRECT } else { 0 };
+    if choice.addr == packet.source {
+        kind |= flow_flag::HAIRPIN;
+    }
+    let far_high = far_end(packet, choice, scratch, now)?;
+    let port = if far_high { scratch.other_key.high_port } else { scratch.other_key.low_port };
+    *client_port = port;
+    let near_high = packet.fill_key(&mut scratch.key);
+    if choice.aside {
+        scratch.key.leg = leg::ASIDE;
+    }
+    let flow = &mut scratch.flow;
+    *flow = Flow::default();
+    flow.role = role::FORWARD;
+    flow.flags = initiator(near_high) | kind;
+    flow.xlat_port = choice.port;
+    flow.xlat_addr = choice.addr;
+    flow.client_port = port;
+    flow.service = choice.service;
+    flow.backend = choice.backend;
+    flow.backend_generation = choice.generation;
+    flow.created = now;
+    flow.last_seen = now;
+    flow.owner = owner;
+    let other = &mut scratch.other;
+    *other = scratch.flow;
+    other.role = role::REPLY;
+    other.flags = initiator(far_high) | kind;
+    other.xlat_port = packet.destination_port;
+    other.xlat_addr = packet.destination;
+    other.client_port = packet.source_port;
+    table::record(&scratch.other_key, &scratch.other).map_err(|_| reason::FLOW_TABLE_FULL)?;
+    table::record(&scratch.key, &scratch.flow).map_err(|_| reason::FLOW_TABLE_FULL)?;
+    table::opened(2);
+    Ok(())
+}
+
+/// Finds the key of the far leg, with another port of the client if its own is taken; true if the client is
+/// the higher end.
+#[inline(always)]
+fn far_end(packet: &Packet, choice: &Choice, scratch: &mut Scratch, now: u32) -> Result<bool, u8> {
+    let client = if choice.addr == packet.source { hairpin_source(packet.v6) } else { &packet.source };
+    let backend = (&choice.addr, choice.port);
+    let high = fill_key(&mut scratch.other_key, (client, packet.source_port), backend, packet.proto);
+    let Some((row, established)) = find(&scratch.other_key) else { return Ok(high) };
+    if !occupied(row, packet, high, now) {
+        let owner = row.owner;
+        let own = row.role == role::REPLY
+            && row.client_port == packet.source_port
+            && row.xlat_port == packet.destination_port
+            && row.xlat_addr == packet.destination;
+        if row.role == role::REPLY && !own {
+            forget_near(row, packet, client, backend, scratch);
+            fill_key(&mut scratch.other_key, (client, packet.source_port), backend, packet.proto);
+        }
+        if established {
+            table::forget(&scratch.other_key, owner, true);
+        }
+        return Ok(high);
+    }
+    for _ in 0..PORT_TRIES {
+        // SAFETY: a helper without arguments.
+        let random = unsafe { bpf_get_prandom_u32() };
+        let range = u32::from(u16::MAX - FIRST_PORT) + 1;
+        let port = FIRST_PORT + ((u64::from(random) * u64::from(range)) >> 32) as u16;
+        let high = fill_key(&mut scratch.other_key, (client, port.to_be()), backend, packet.proto);
+        if find(&scratch.other_key).is_none() {
+            table::count(flow_count::PORTS_TRANSLATED, 1);
+            return Ok(high);
+        }
+    }
+    Err(reason::NO_SOURCE_PORT)
+}
+
+/// True if the row of the far leg is that of another flow that is alive.
+#[inline(always)]
+fn occupied(row: &Flow, packet: &Packet, client_high: bool, now: u32) -> bool {
+    if expired(row, packet.proto, limits(), now) || packet.opens() && row.flags & flow_flag::CLOSING != 0 {
+        return false;
+    }
+    if row.role == role::REPLY {
+        // What the same client port had with the same frontend is this flow, begun anew.
+        return row.client_port != packet.source_port
+            || row.xlat_port != packet.destination_port
+            || row.xlat_addr != packet.destination;
+    }
+    // A reply that came while the way back was evicted left a plain row, begun by the backend.
+    row.role == role::DIRECT && (row.flags & flow_flag::INITIATOR_HIGH != 0) == client_high
+}
+
+/// Removes the near half of a flow whose far half gives way.
+#[inline(always)]
+fn forget_near(far: &Flow, packet: &Packet, client: &Addr, backend: (&Addr, u16), scratch: &mut Scratch) {
+    // A pod that talks to itself has its own address on the near leg.
+    let client = if far.flags & flow_flag::HAIRPIN != 0 { &packet.source } else { client };
+    fill_key(&mut scratch.key, (client, far.client_port), (&far.xlat_addr, far.xlat_port), packet.proto);
+    if far.xlat_port == backend.1 && far.xlat_addr == *backend.0 {
+        scratch.key.leg = leg::ASIDE;
+    }
+    if let Some((near, established)) = find(&scratch.key)
+        && near.role == role::FORWARD
+        && near.xlat_port == backend.1
+        && near.xlat_addr == *backend.0
+    {
+        let owner = near.owner;
+        table::forget(&scratch.key, owner, established);
+    }
+}

@@ -1,0 +1,113 @@
+//! The two tables of flows as one: looking up, recording, moving rows between them, counting.
+//!
+//! A key is in one of them, but for the moment in which a row moves: it is written to its new table first.
+//! Rows are updated without locks. Two CPUs that see both directions at once may lose a flag or a second of
+//! `last_seen`; neither breaks a flow.
+
+use super::maps;
+use crate::flow::{Flow, FlowKey, Limits, flow_count};
+use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use core::intrinsics::{AtomicOrdering, atomic_xadd, atomic_xsub};
+
+const BPF_NOEXIST: u64 = 1;
+
+/// Seconds since boot.
+#[inline(always)]
+pub(super) fn now() -> u32 {
+    // SAFETY: a helper without arguments.
+    (unsafe { bpf_ktime_get_coarse_ns() } / 1_000_000_000) as u32
+}
+
+/// The configuration's limits. The compiler must not take the values it sees for those it will find.
+#[inline(always)]
+pub(super) fn limits() -> &'static Limits {
+    core::hint::black_box(&maps::LIMITS)
+}
+
+/// This CPU's scratch memory; it is always there.
+#[inline(always)]
+pub(super) fn scratch() -> Option<&'static mut maps::Scratch> {
+    // SAFETY: see `SCRATCH`: nobody else has it during this run, and no function holds it across a call of
+    // another that takes it.
+    maps::SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+}
+
+/// A flow's row, and whether it is among the established.
+#[inline(always)]
+pub(super) fn find(key: &FlowKey) -> Option<(&'static mut Flow, bool)> {
+    if let Some(flow) = maps::ESTABLISHED.get_ptr_mut(key) {
+        // SAFETY: a row stays readable memory for the whole run, even if it is deleted meanwhile.
+        return Some((unsafe { &mut *flow }, true));
+    }
+    // SAFETY: as above.
+    maps::NURSERY.get_ptr_mut(key).map(|flow| (unsafe { &mut *flow }, false))
+}
+
+/// Records a new flow's row, or moves one back that is closed.
+#[inline(always)]
+pub(super) fn record(key: &FlowKey, flow: &Flow) -> Result<(), i32> {
+    maps::NURSERY.insert(key, flow, 0)
+}
+
+/// Counts rows that [`record`] made for new flows.
+#[inline(always)]
+pub(super) fn opened(rows: u64) {
+    count(flow_count::OPENED, rows);
+}
+
+/// Writes a row among the established and takes it out of the nursery.
+#[inline(always)]
+pub(super) fn promote(key: &FlowKey, flow: &Flow) -> Result<(), i32> {
+    maps::ESTABLISHED.insert(key, flow, BPF_NOEXIST)?;
+    // Not there: evicted just now.
+    maps::NURSERY.remove(key).ok();
+    if let Some(share) = maps::SHARES.get_ptr_mut(flow.owner) {
+        // SAFETY: an aligned counter in a map value; the result is not used (see the relaxed rule of the
+        // BPF back-end, which gives no fetching add for it).
+        unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(&raw mut (*share).rows, 1) };
+    }
+    count(flow_count::PROMOTED, 1);
+    Ok(())
+}
+
+/// True if the owner's share has room for so many rows more. A pod that is gone has no share.
+#[inline(always)]
+pub(super) fn share_has_room(owner: u32, rows: u64) -> bool {
+    // SAFETY: read within this run.
+    unsafe { maps::SHARES.get(owner) }
+        .is_some_and(|share| share.rows + rows <= u64::from(limits().rows_per_pod))
+}
+
+/// Takes a row out of the established; `why` is the counter that tells the reason.
+#[inline(always)]
+pub(super) fn leave_established(key: &FlowKey, owner: u32, why: u32) {
+    // Of two CPUs that delete a row one succeeds, and that one counts.
+    if maps::ESTABLISHED.remove(key).is_err() {
+        return;
+    }
+    if let Some(share) = maps::SHARES.get_ptr_mut(owner) {
+        // SAFETY: as in `promote`.
+        unsafe { atomic_xsub::<u64, u64, { AtomicOrdering::Relaxed }>(&raw mut (*share).rows, 1) };
+    }
+    count(why, 1);
+}
+
+/// Removes a row wherever it is.
+#[inline(always)]
+pub(super) fn forget(key: &FlowKey, owner: u32, established: bool) {
+    if established {
+        leave_established(key, owner, flow_count::CLOSED);
+    } else {
+        // Not there: evicted just now.
+        maps::NURSERY.remove(key).ok();
+    }
+}
+
+/// Adds to a counter of [`flow_count`].
+#[inline(always)]
+pub(super) fn count(which: u32, by: u64) {
+    if let Some(value) = maps::FLOW_COUNTS.get_ptr_mut(which) {
+        // SAFETY: a per-CPU value; programs of one CPU and hook do not preempt one another.
+        unsafe { *value += by };
+    }
+}
