@@ -25,6 +25,7 @@ use crate::event::{path, reason, stage};
 use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT};
 use aya_ebpf::programs::TcContext;
 use deliver::Delivery;
+use maps::Work;
 use packet::{Packet, Parsed};
 use report::Run;
 
@@ -34,31 +35,36 @@ type Outcome = Result<Delivery, u8>;
 /// tc ingress of the host's end of a pod's interface.
 #[inline(always)]
 pub fn pod_egress(ctx: &TcContext) -> i32 {
-    let mut run = Run::start(ctx, stage::POD_EGRESS);
-    let mut packet = Packet::default();
-    let outcome = from_pod(ctx, &mut run, &mut packet);
-    finish(ctx, &mut run, &packet, outcome)
+    run(ctx, stage::POD_EGRESS, from_pod)
 }
 
 /// tc egress of the host's end of a pod's interface: what the node's own stack sends to the pod.
 #[inline(always)]
 pub fn pod_ingress(ctx: &TcContext) -> i32 {
-    let mut run = Run::start(ctx, stage::POD_INGRESS);
-    let mut packet = Packet::default();
-    let outcome = to_pod(ctx, &mut run, &mut packet);
-    finish(ctx, &mut run, &packet, outcome)
+    run(ctx, stage::POD_INGRESS, to_pod)
 }
 
 /// tc ingress of an uplink.
 #[inline(always)]
 pub fn uplink_in(ctx: &TcContext) -> i32 {
-    let mut run = Run::start(ctx, stage::UPLINK_IN);
-    let mut packet = Packet::default();
-    let outcome = from_uplink(ctx, &mut run, &mut packet);
-    finish(ctx, &mut run, &packet, outcome)
+    run(ctx, stage::UPLINK_IN, from_uplink)
 }
 
-fn from_pod(ctx: &TcContext, run: &mut Run, packet: &mut Packet) -> Outcome {
+#[inline(always)]
+fn run(ctx: &TcContext, stage: u8, step: impl FnOnce(&TcContext, &mut Work) -> Outcome) -> i32 {
+    // SAFETY: see `WORK`: nobody else has it during this run, and it is taken here only.
+    let Some(work) = maps::WORK.get_ptr_mut(0).map(|work| unsafe { &mut *work }) else {
+        return TC_ACT_SHOT;
+    };
+    work.run.start(ctx, stage);
+    work.packet.clear();
+    let outcome = step(ctx, work);
+    finish(ctx, &mut work.run, &work.packet, outcome)
+}
+
+#[inline(always)]
+fn from_pod(ctx: &TcContext, work: &mut Work) -> Outcome {
+    let Work { run, packet, .. } = work;
     // SAFETY: the row is read within this run and never written by a program.
     let Some(pod) = (unsafe { maps::POD_BY_IFINDEX.get(run.ifindex) }) else {
         return Err(reason::UNKNOWN_INTERFACE);
@@ -73,25 +79,30 @@ fn from_pod(ctx: &TcContext, run: &mut Run, packet: &mut Packet) -> Outcome {
     if spoof::ip(packet, pod)? == spoof::Scope::Link {
         return Ok(Delivery::stack());
     }
-    track::from_pod(ctx, run, packet)?;
+    track::from_pod(ctx, work)?;
+    let Work { run, packet, .. } = work;
     if run.to_stack {
         return Ok(Delivery::stack());
     }
     deliver::by_address(ctx, run, packet)
 }
 
-fn to_pod(ctx: &TcContext, run: &mut Run, packet: &mut Packet) -> Outcome {
+#[inline(always)]
+fn to_pod(ctx: &TcContext, work: &mut Work) -> Outcome {
+    let Work { run, packet, .. } = work;
     // SAFETY: as above.
     if let Some(pod) = unsafe { maps::POD_BY_IFINDEX.get(run.ifindex) } {
         run.endpoint = pod.endpoint;
     }
     if let Parsed::Ip = packet.parse(ctx) {
-        track::to_pod(ctx, run, packet)?;
+        track::to_pod(ctx, work)?;
     }
     Ok(Delivery::stack())
 }
 
-fn from_uplink(ctx: &TcContext, run: &mut Run, packet: &mut Packet) -> Outcome {
+#[inline(always)]
+fn from_uplink(ctx: &TcContext, work: &mut Work) -> Outcome {
+    let Work { run, packet, .. } = work;
     let Parsed::Ip = packet.parse(ctx) else { return Ok(Delivery::stack()) };
     // SAFETY: as above.
     let Some(pod) = (unsafe { maps::POD_BY_ADDR.get(packet.destination) }) else {
@@ -106,8 +117,8 @@ fn from_uplink(ctx: &TcContext, run: &mut Run, packet: &mut Packet) -> Outcome {
     if unsafe { maps::POD_BY_ADDR.get(packet.source) }.is_some() {
         return Err(reason::SPOOFED_SOURCE);
     }
-    track::to_pod(ctx, run, packet)?;
-    deliver::to_local_pod(ctx, packet, pod)
+    track::to_pod(ctx, work)?;
+    deliver::to_local_pod(ctx, &work.packet, pod)
 }
 
 /// Counts and reports; turns the outcome into the verdict.

@@ -28,6 +28,14 @@ pub(super) struct Choice {
     pub(super) aside: bool,
 }
 
+impl Choice {
+    /// Forgets the packet before.
+    #[inline(always)]
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
 /// True if the destination is a Service; then `choice` is filled.
 #[inline(never)]
 pub(super) fn choose(

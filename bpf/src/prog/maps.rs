@@ -1,5 +1,9 @@
 //! Every map, once. Sizes are the defaults; the agent sets those of its configuration at load.
 
+use super::balance::Choice;
+use super::packet::Packet;
+use super::report::Run;
+use super::rewrite::Translation;
 use crate::Addr;
 use crate::event::{Count, DropKey, path};
 use crate::flow::{Flow, FlowKey, Limits, Share, flow_count};
@@ -38,13 +42,25 @@ pub(super) static PATHS: PerCpuArray<Count> = PerCpuArray::with_max_entries(path
 #[map]
 pub(super) static EVENTS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
 
-/// Memory for what would not fit on the stack, one per CPU: programs of one CPU never interrupt each other
-/// (they run with softirqs off).
+/// The packet in hand, one per CPU: programs of one CPU never interrupt each other (they run with softirqs
+/// off). What is in a map the verifier does not follow value by value, which keeps its work small, and it
+/// takes no stack.
+#[map]
+pub(super) static WORK: PerCpuArray<Work> = PerCpuArray::with_max_entries(1, 0);
+
+/// What is known of the packet in hand.
+pub(super) struct Work {
+    pub(super) run: Run,
+    pub(super) packet: Packet,
+    pub(super) to: Translation,
+    pub(super) choice: Choice,
+}
+
+/// Rows in the making, likewise.
 #[map]
 pub(super) static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 
-/// Two flow rows in the making, near leg and far leg, and a frontend's row at one moment. What is here the
-/// verifier does not follow value by value, which keeps its work small.
+/// Two flow rows, near leg and far leg, and a frontend's row at one moment.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(super) struct Scratch {

@@ -72,6 +72,12 @@ pub(super) fn ethertype(ctx: &TcContext) -> u16 {
 }
 
 impl Packet {
+    /// Forgets the packet before.
+    #[inline(always)]
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
     /// Reads the headers; on anything but [`Parsed::Ip`] the view is of no use.
     #[inline(never)]
     pub(super) fn parse(&mut self, ctx: &TcContext) -> Parsed {

@@ -24,10 +24,10 @@ pub(super) struct Run {
 
 impl Run {
     #[inline(always)]
-    pub(super) fn start(ctx: &TcContext, stage: u8) -> Self {
+    pub(super) fn start(&mut self, ctx: &TcContext, stage: u8) {
         // SAFETY: the context is valid for the whole run.
         let ifindex = unsafe { (*ctx.skb.skb).ifindex };
-        Self {
+        *self = Self {
             explain: asked_to_explain(ctx),
             stage,
             ifindex,
@@ -37,7 +37,7 @@ impl Run {
             rule: 0,
             to_stack: false,
             reason: 0,
-        }
+        };
     }
 
     /// Counts how the packet left; the last thing a run does.

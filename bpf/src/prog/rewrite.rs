@@ -28,20 +28,6 @@ pub(super) struct Translation {
     pub(super) other_port: u16,
 }
 
-impl Translation {
-    /// Of nothing yet.
-    #[inline(always)]
-    pub(super) const fn none() -> Self {
-        Self {
-            end: End::Source,
-            addr: Addr::UNSPECIFIED,
-            port: 0,
-            other_addr: Addr::UNSPECIFIED,
-            other_port: 0,
-        }
-    }
-}
-
 /// Translates both ends of the packet.
 #[inline(always)]
 pub(super) fn translate(ctx: &TcContext, packet: &mut Packet, to: &Translation) -> Result<(), u8> {

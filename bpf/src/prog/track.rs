@@ -1,6 +1,7 @@
 //! Connection tracking: finds or makes the packet's flow and translates accordingly.
 
-use super::balance::{self, Choice};
+use super::balance;
+use super::maps::Work;
 use super::packet::{Packet, TCP, tcp_flag};
 use super::pair::{self, belong, hairpin_source, image, initiator};
 use super::report::Run;
@@ -27,15 +28,15 @@ enum Known {
 
 /// A packet that a pod sends: existing flow, Service, or plain new flow.
 #[inline(always)]
-pub(super) fn from_pod(ctx: &TcContext, run: &mut Run, packet: &mut Packet) -> Result<(), u8> {
+pub(super) fn from_pod(ctx: &TcContext, work: &mut Work) -> Result<(), u8> {
+    let Work { run, packet, to, choice } = work;
     if !packet.has_ports {
         return Ok(());
     }
-    let mut to = Translation::none();
-    let mut choice = Choice::default();
-    let recorded = match known(run, packet, &mut to) {
+    choice.clear();
+    let recorded = match known(run, packet, to) {
         Known::Direct => return Ok(()),
-        Known::Translated => return rewrite::translate(ctx, packet, &to),
+        Known::Translated => return rewrite::translate(ctx, packet, to),
         Known::Aside => {
             choice.addr = packet.destination;
             choice.port = packet.destination_port;
@@ -45,28 +46,28 @@ pub(super) fn from_pod(ctx: &TcContext, run: &mut Run, packet: &mut Packet) -> R
         Known::Unanswered => true,
         Known::New => false,
     };
-    if !choice.aside && !balance::choose(ctx, run, packet, &mut choice)? {
+    if !choice.aside && !balance::choose(ctx, run, packet, choice)? {
         if !recorded {
             record_direct(run, packet);
         }
         return Ok(());
     }
-    match pair::open(run, packet, &choice, &mut to) {
+    match pair::open(run, packet, choice, to) {
         0 => {}
         reason => return Err(reason),
     }
-    rewrite::translate(ctx, packet, &to)
+    rewrite::translate(ctx, packet, to)
 }
 
 /// A packet that comes to a pod: the reply of a Service's backend, or a plain flow.
 #[inline(always)]
-pub(super) fn to_pod(ctx: &TcContext, run: &mut Run, packet: &mut Packet) -> Result<(), u8> {
+pub(super) fn to_pod(ctx: &TcContext, work: &mut Work) -> Result<(), u8> {
+    let Work { run, packet, to, .. } = work;
     if !packet.has_ports {
         return Ok(());
     }
-    let mut to = Translation::none();
-    match known(run, packet, &mut to) {
-        Known::Translated if to.end == End::Source => rewrite::translate(ctx, packet, &to),
+    match known(run, packet, to) {
+        Known::Translated if to.end == End::Source => rewrite::translate(ctx, packet, to),
         Known::Direct | Known::Unanswered | Known::Translated | Known::Aside => Ok(()),
         Known::New => {
             record_direct(run, packet);
