@@ -24,9 +24,20 @@ mod toolchain;
 /// The programs: bins of the `bpf` package, each one object.
 const OBJECTS: [&str; 2] = ["pod", "uplink"];
 
-/// Compiler flags. `target-cpu=v3` is needed by atomics that return a value, `--btf` by typed maps.
-const FLAGS: [&str; 8] =
-    ["-C", "link-arg=--btf", "-C", "target-cpu=v3", "-C", "debuginfo=2", "-C", "panic=abort"];
+/// Compiler flags. `target-cpu=v3` is needed by atomics that return a value, `--btf` by typed maps. Without
+/// `--disable-expand-memcpy-in-order` clearing 64 bytes is a call of a loop over bytes.
+const FLAGS: [&str; 10] = [
+    "-C",
+    "link-arg=--btf",
+    "-C",
+    "link-arg=--disable-expand-memcpy-in-order",
+    "-C",
+    "target-cpu=v3",
+    "-C",
+    "debuginfo=2",
+    "-C",
+    "panic=abort",
+];
 
 /// The release profile of the programs, whatever the workspace's own is. The verifier wants one inlined
 /// object; debug information is what BTF is made of.

@@ -32,6 +32,23 @@ use report::Run;
 /// What a stage did with a packet: delivered, or the [`reason`] why not.
 type Outcome = Result<Delivery, u8>;
 
+/// What a function that is not inlined returns of a `Result<(), u8>`: the [`reason`], or 0. A `Result` would be
+/// returned in memory, and the register of plain return values may then hold a pointer to the stack, which
+/// the verifier refuses.
+#[inline(always)]
+fn to_code(result: Result<(), u8>) -> u8 {
+    match result {
+        Ok(()) => 0,
+        Err(reason) => reason,
+    }
+}
+
+/// The reverse of [`to_code`].
+#[inline(always)]
+fn from_code(code: u8) -> Result<(), u8> {
+    if code == 0 { Ok(()) } else { Err(code) }
+}
+
 /// tc ingress of the host's end of a pod's interface.
 #[inline(always)]
 pub fn pod_egress(ctx: &TcContext) -> i32 {

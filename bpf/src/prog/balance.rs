@@ -4,6 +4,7 @@ use super::maps;
 use super::packet::{Packet, TCP, UDP};
 use super::report::Run;
 use super::table;
+use super::to_code;
 use crate::Addr;
 use crate::event::reason;
 use crate::service::{Frontend, FrontendKey, backend_state, kind, scope, seal};
@@ -36,24 +37,24 @@ impl Choice {
     }
 }
 
-/// True if the destination is a Service; then `choice` is filled.
+/// Fills `choice` if the destination is a Service; else its Service stays 0. Gives [`to_code`].
 #[inline(never)]
-pub(super) fn choose(
-    ctx: &TcContext,
-    run: &mut Run,
-    packet: &Packet,
-    choice: &mut Choice,
-) -> Result<bool, u8> {
+pub(super) fn choose(ctx: &TcContext, run: &mut Run, packet: &Packet, choice: &mut Choice) -> u8 {
+    to_code(choose_one(ctx, run, packet, choice))
+}
+
+#[inline(always)]
+fn choose_one(ctx: &TcContext, run: &mut Run, packet: &Packet, choice: &mut Choice) -> Result<(), u8> {
     let key = FrontendKey {
         addr: packet.destination,
         port: packet.destination_port,
         proto: packet.proto,
         scope: scope::INTERNAL,
     };
-    let Some(scratch) = table::scratch() else { return Ok(false) };
+    let Some(scratch) = table::scratch() else { return Ok(()) };
     let frontend = &mut scratch.frontend;
     if !read_frontend(&key, frontend)? {
-        return Ok(false);
+        return Ok(());
     }
     run.service = frontend.service;
     choice.service = frontend.service;
@@ -62,7 +63,7 @@ pub(super) fn choose(
         if pick(choice, first) && listening(ctx, packet, choice) {
             choice.local_redirect = true;
             run.backend = choice.backend;
-            return Ok(true);
+            return Ok(());
         }
         first += 1;
     }
@@ -70,7 +71,7 @@ pub(super) fn choose(
         return Err(reason::NO_BACKEND);
     }
     run.backend = choice.backend;
-    Ok(true)
+    Ok(())
 }
 
 /// Copies a frontend's row; false if there is none. The kernel may give a replaced row's memory to the next

@@ -7,6 +7,7 @@ use super::packet::{Packet, fill_key};
 use super::report::Run;
 use super::rewrite::{End, Translation};
 use super::table::{self, find, limits, now};
+use super::to_code;
 use crate::Addr;
 use crate::event::reason;
 use crate::flow::{Flow, FlowKey, HAIRPIN_V4, HAIRPIN_V6, expired, flow_count, flow_flag, leg, role};
@@ -82,9 +83,7 @@ pub(super) fn forget_other(flow: &Flow, packet: &Packet, forward: bool) {
     }
 }
 
-/// Opens a translated flow: says what becomes of its packets, and records it. Gives the [`reason`] why it
-/// could not, else 0: a `Result` would be returned in memory, and what then is left in the register of a
-/// plain return value may be a pointer, which the verifier refuses.
+/// Opens a translated flow: says what becomes of its packets, and records it. Gives [`to_code`].
 #[inline(never)]
 pub(super) fn open(run: &Run, packet: &Packet, choice: &Choice, to: &mut Translation) -> u8 {
     to.end = End::Destination;
@@ -98,10 +97,7 @@ pub(super) fn open(run: &Run, packet: &Packet, choice: &Choice, to: &mut Transla
     if run.explain {
         return 0;
     }
-    match record(packet, choice, run.endpoint, &mut to.other_port) {
-        Ok(()) => 0,
-        Err(reason) => reason,
-    }
+    to_code(record(packet, choice, run.endpoint, &mut to.other_port))
 }
 
 /// Records both rows, the way back first, so that no reply finds it missing. Gives the client's port towards

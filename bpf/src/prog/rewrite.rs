@@ -3,6 +3,7 @@
 //! (`CHECKSUM_COMPLETE`) that sum follows: an IPv4 header sums up to zero before and after, an IPv6 header
 //! has no checksum of its own, and what is stored in it must be told.
 
+use super::from_code;
 use super::packet::{ETH_LEN, Packet, TCP, UDP};
 use crate::Addr;
 use crate::event::reason;
@@ -37,20 +38,20 @@ pub(super) fn translate(ctx: &TcContext, packet: &mut Packet, to: &Translation) 
     };
     if *client != to.other_addr || client_port != to.other_port {
         let other = if to.end == End::Source { End::Destination } else { End::Source };
-        one_end(ctx, packet, &New { end: other, addr: to.other_addr, port: to.other_port })?;
+        from_code(one_end(ctx, packet, &New { end: other, addr: to.other_addr, port: to.other_port }))?;
     }
-    one_end(ctx, packet, &New { end: to.end, addr: to.addr, port: to.port })
+    from_code(one_end(ctx, packet, &New { end: to.end, addr: to.addr, port: to.port }))
 }
 
-/// Gives one end of the packet another address and port; the view follows.
+/// Gives one end of the packet another address and port; the view follows. Gives [`super::to_code`].
 #[inline(never)]
-fn one_end(ctx: &TcContext, packet: &mut Packet, new: &New) -> Result<(), u8> {
+fn one_end(ctx: &TcContext, packet: &mut Packet, new: &New) -> u8 {
     let (old, old_port) = match new.end {
         End::Source => (packet.source, packet.source_port),
         End::Destination => (packet.destination, packet.destination_port),
     };
     if transport(ctx, packet, new, &old, old_port).is_err() || network(ctx, packet, new, &old).is_err() {
-        return Err(reason::REWRITE_FAILED);
+        return reason::REWRITE_FAILED;
     }
     match new.end {
         End::Source => {
@@ -62,7 +63,7 @@ fn one_end(ctx: &TcContext, packet: &mut Packet, new: &New) -> Result<(), u8> {
             packet.destination_port = new.port;
         }
     }
-    Ok(())
+    0
 }
 
 /// What one end becomes.

@@ -1,6 +1,7 @@
 //! Connection tracking: finds or makes the packet's flow and translates accordingly.
 
 use super::balance;
+use super::from_code;
 use super::maps::Work;
 use super::packet::{Packet, TCP, tcp_flag};
 use super::pair::{self, belong, hairpin_source, image, initiator};
@@ -46,16 +47,16 @@ pub(super) fn from_pod(ctx: &TcContext, work: &mut Work) -> Result<(), u8> {
         Known::Unanswered => true,
         Known::New => false,
     };
-    if !choice.aside && !balance::choose(ctx, run, packet, choice)? {
-        if !recorded {
-            record_direct(run, packet);
+    if !choice.aside {
+        from_code(balance::choose(ctx, run, packet, choice))?;
+        if choice.service == 0 {
+            if !recorded {
+                record_direct(run, packet);
+            }
+            return Ok(());
         }
-        return Ok(());
     }
-    match pair::open(run, packet, choice, to) {
-        0 => {}
-        reason => return Err(reason),
-    }
+    from_code(pair::open(run, packet, choice, to))?;
     rewrite::translate(ctx, packet, to)
 }
 
