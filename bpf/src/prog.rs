@@ -12,6 +12,7 @@
 
 mod balance;
 mod deliver;
+mod headers;
 mod maps;
 mod packet;
 mod pair;

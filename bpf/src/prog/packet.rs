@@ -1,14 +1,15 @@
 //! The packet view: Ethernet, IPv4 (RFC 791) or IPv6 (RFC 8200) with its extension headers, and what
 //! tracking needs of TCP, UDP, SCTP and ICMP.
 
+use super::headers;
 use crate::Addr;
 use crate::flow::{FlowKey, leg};
 use aya_ebpf::programs::TcContext;
 
 pub(super) const ETH_LEN: u32 = 14;
-const ETHERTYPE_IPV4: u16 = 0x0800;
+pub(super) const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_ARP: u16 = 0x0806;
-const ETHERTYPE_IPV6: u16 = 0x86dd;
+pub(super) const ETHERTYPE_IPV6: u16 = 0x86dd;
 
 pub(super) const ICMP: u8 = 1;
 pub(super) const TCP: u8 = 6;
@@ -84,6 +85,11 @@ impl Packet {
         // SAFETY: the context is valid for the whole run.
         if unsafe { (*ctx.skb.skb).vlan_present } != 0 {
             return Parsed::Other;
+        }
+        if headers::read(ctx, self) {
+            self.original_destination = self.destination;
+            self.original_destination_port = self.destination_port;
+            return Parsed::Ip;
         }
         let read = match ethertype(ctx) {
             ETHERTYPE_IPV4 => self.ipv4(ctx),

@@ -1,5 +1,6 @@
 //! Header rewriting. Checksums are adjusted, never recomputed, so that offloads and GSO packets keep
-//! working; a UDP checksum of zero stays zero. Where a network card has summed the whole packet
+//! working; a UDP checksum of zero stays zero. The transport checksum is the kernel's helper's, which knows
+//! how far a packet is summed; all else is written straight into the buffer. Where a network card has summed the whole packet
 //! (`CHECKSUM_COMPLETE`) that sum follows: an IPv4 header sums up to zero before and after, an IPv6 header
 //! has no checksum of its own, and what is stored in it must be told.
 
@@ -7,9 +8,14 @@ use super::from_code;
 use super::packet::{ETH_LEN, Packet, TCP, UDP};
 use crate::Addr;
 use crate::event::reason;
-use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
-use aya_ebpf::helpers::bpf_csum_diff;
+use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
+use aya_ebpf::helpers::generated::bpf_csum_update;
 use aya_ebpf::programs::TcContext;
+use core::ptr::{read_unaligned, write_unaligned};
+
+const L2: usize = ETH_LEN as usize;
+const IPV4_LEN: usize = 20;
+const IPV6_LEN: usize = 40;
 
 /// Which end of the packet is rewritten.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -29,115 +35,216 @@ pub(super) struct Translation {
     pub(super) other_port: u16,
 }
 
-/// Translates both ends of the packet.
+/// Translates both ends of the packet; the view follows.
 #[inline(always)]
 pub(super) fn translate(ctx: &TcContext, packet: &mut Packet, to: &Translation) -> Result<(), u8> {
-    let (client, client_port) = match to.end {
-        End::Source => (&packet.destination, packet.destination_port),
-        End::Destination => (&packet.source, packet.source_port),
-    };
-    if *client != to.other_addr || client_port != to.other_port {
-        let other = if to.end == End::Source { End::Destination } else { End::Source };
-        from_code(one_end(ctx, packet, &New { end: other, addr: to.other_addr, port: to.other_port }))?;
-    }
-    from_code(one_end(ctx, packet, &New { end: to.end, addr: to.addr, port: to.port }))
+    from_code(both_ends(ctx, packet, to))
 }
 
-/// Gives one end of the packet another address and port; the view follows. Gives [`super::to_code`].
+/// Gives [`super::to_code`].
 #[inline(never)]
-fn one_end(ctx: &TcContext, packet: &mut Packet, new: &New) -> u8 {
-    let (old, old_port) = match new.end {
-        End::Source => (packet.source, packet.source_port),
-        End::Destination => (packet.destination, packet.destination_port),
+fn both_ends(ctx: &TcContext, packet: &mut Packet, to: &Translation) -> u8 {
+    let (source, source_port, destination, destination_port) = match to.end {
+        End::Source => (&to.addr, to.port, &to.other_addr, to.other_port),
+        End::Destination => (&to.other_addr, to.other_port, &to.addr, to.port),
     };
-    if transport(ctx, packet, new, &old, old_port).is_err() || network(ctx, packet, new, &old).is_err() {
+    let addresses = Difference::none().address(&packet.source, source, packet.v6).address(
+        &packet.destination,
+        destination,
+        packet.v6,
+    );
+    let ports = Difference::none()
+        .half(packet.source_port, source_port)
+        .half(packet.destination_port, destination_port);
+    let same_ports = packet.source_port == source_port && packet.destination_port == destination_port;
+    if transport(ctx, packet, addresses, ports, same_ports).is_err() {
         return reason::REWRITE_FAILED;
     }
-    match new.end {
-        End::Source => {
-            packet.source = new.addr;
-            packet.source_port = new.port;
-        }
-        End::Destination => {
-            packet.destination = new.addr;
-            packet.destination_port = new.port;
-        }
+    packet.source = *source;
+    packet.destination = *destination;
+    packet.source_port = source_port;
+    packet.destination_port = destination_port;
+    if write(ctx, packet, addresses, same_ports).is_err() { reason::REWRITE_FAILED } else { 0 }
+}
+
+/// What a checksum changes by: the sum of the new words and of the complements of the old (RFC 1624).
+#[derive(Clone, Copy)]
+struct Difference(u64);
+
+impl Difference {
+    #[inline(always)]
+    const fn none() -> Self {
+        Self(0)
     }
-    0
+
+    #[inline(always)]
+    fn word(self, old: u32, new: u32) -> Self {
+        Self(self.0 + u64::from(!old) + u64::from(new))
+    }
+
+    #[inline(always)]
+    fn half(self, old: u16, new: u16) -> Self {
+        Self(self.0 + u64::from(!old) + u64::from(new))
+    }
+
+    /// For mapped IPv4 addresses all words but the last are the same.
+    #[inline(always)]
+    fn address(self, old: &Addr, new: &Addr, v6: bool) -> Self {
+        let last = self.word(old.0[3], new.0[3]);
+        if !v6 {
+            return last;
+        }
+        last.word(old.0[0], new.0[0]).word(old.0[1], new.0[1]).word(old.0[2], new.0[2])
+    }
+
+    /// As the kernel's helpers take it, in 32 bits.
+    #[inline(always)]
+    const fn folded(self) -> u64 {
+        let once = (self.0 & 0xffff_ffff) + (self.0 >> 32);
+        (once & 0xffff_ffff) + (once >> 32)
+    }
+
+    /// Applied to a checksum field.
+    #[inline(always)]
+    const fn apply(self, field: u16) -> u16 {
+        let sum = self.folded() + (!field) as u64;
+        let sum = (sum & 0xffff) + (sum >> 16);
+        let sum = (sum & 0xffff) + (sum >> 16);
+        let sum = (sum & 0xffff) + (sum >> 16);
+        !(sum as u16)
+    }
 }
 
-/// What one end becomes.
-struct New {
-    end: End,
-    addr: Addr,
-    port: u16,
-}
-
+/// The transport checksum. A packet whose sum the device will finish (`CHECKSUM_PARTIAL`) has the addresses in
+/// it already, but not yet the ports: so they are told apart.
 #[inline(always)]
-fn transport(ctx: &TcContext, packet: &Packet, to: &New, old: &Addr, old_port: u16) -> Result<(), ()> {
+fn transport(
+    ctx: &TcContext,
+    packet: &Packet,
+    addresses: Difference,
+    ports: Difference,
+    same_ports: bool,
+) -> Result<(), ()> {
     let (checksum, mangled) = match packet.proto {
         TCP => (packet.l4 + 16, 0),
         UDP => (packet.l4 + 6, u64::from(BPF_F_MARK_MANGLED_0)),
         // SCTP's checksum covers its ports and no address (RFC 9260 §6.8): only addresses can change.
-        _ => return if old_port == to.port { Ok(()) } else { Err(()) },
+        _ => return if same_ports { Ok(()) } else { Err(()) },
     };
-    // SAFETY: two arrays of 16 readable bytes. For mapped IPv4 addresses the first twelve bytes cancel out.
-    let diff = unsafe { bpf_csum_diff(old.0.as_ptr().cast_mut(), 16, to.addr.0.as_ptr().cast_mut(), 16, 0) };
-    if diff < 0 {
-        return Err(());
-    }
-    ctx.l4_csum_replace(checksum as usize, 0, diff as u64, u64::from(BPF_F_PSEUDO_HDR) | mangled)
+    ctx.l4_csum_replace(checksum as usize, 0, addresses.folded(), u64::from(BPF_F_PSEUDO_HDR) | mangled)
         .map_err(drop)?;
-    if old_port != to.port {
-        ctx.l4_csum_replace(checksum as usize, u64::from(old_port), u64::from(to.port), 2 | mangled)
-            .map_err(drop)?;
-        let offset = match to.end {
-            End::Source => packet.l4,
-            End::Destination => packet.l4 + 2,
-        };
-        ctx.store(offset as usize, &to.port, 0).map_err(drop)?;
+    if same_ports {
+        return Ok(());
     }
-    Ok(())
+    ctx.l4_csum_replace(checksum as usize, 0, ports.folded(), mangled).map_err(drop)
 }
 
+/// Writes addresses and ports as the view has them.
 #[inline(always)]
-fn network(ctx: &TcContext, packet: &Packet, to: &New, old: &Addr) -> Result<(), ()> {
-    if packet.v6 {
-        let offset = match to.end {
-            End::Source => ETH_LEN + 8,
-            End::Destination => ETH_LEN + 24,
-        };
-        // Takes back what the pseudo header's change did to the sum of the whole packet.
-        return ctx.store(offset as usize, &to.addr.0, u64::from(BPF_F_RECOMPUTE_CSUM)).map_err(drop);
+fn write(ctx: &TcContext, packet: &Packet, addresses: Difference, same_ports: bool) -> Result<(), ()> {
+    let length = if packet.v6 { L2 + IPV6_LEN } else { L2 + IPV4_LEN };
+    let plain = packet.l4 as usize == length;
+    let Some(start) = writable(ctx, packet.v6) else { return Err(()) };
+    // SAFETY: `writable` compared the end of the headers, and of four bytes more, with that of the buffer.
+    unsafe {
+        if packet.v6 {
+            for word in 0..4 {
+                put(start, L2 + 8 + word * 4, packet.source.0[word]);
+                put(start, L2 + 24 + word * 4, packet.destination.0[word]);
+            }
+            if plain && !same_ports {
+                put(start, L2 + IPV6_LEN, packet.source_port);
+                put(start, L2 + IPV6_LEN + 2, packet.destination_port);
+            }
+        } else {
+            put(start, L2 + 12, packet.source.v4_word());
+            put(start, L2 + 16, packet.destination.v4_word());
+            let field: u16 = get(start, L2 + 10);
+            put(start, L2 + 10, addresses.apply(field));
+            if plain && !same_ports {
+                put(start, L2 + IPV4_LEN, packet.source_port);
+                put(start, L2 + IPV4_LEN + 2, packet.destination_port);
+            }
+        }
     }
-    let offset = match to.end {
-        End::Source => ETH_LEN + 12,
-        End::Destination => ETH_LEN + 16,
-    };
-    let (old, new) = (old.v4_word(), to.addr.v4_word());
-    ctx.l3_csum_replace(ETH_LEN as usize + 10, u64::from(old), u64::from(new), 4).map_err(drop)?;
-    ctx.store(offset as usize, &new, 0).map_err(drop)
+    if packet.v6 {
+        sum_changed(ctx, addresses);
+    }
+    if plain || same_ports {
+        return Ok(());
+    }
+    ctx.store(packet.l4 as usize, &[packet.source_port, packet.destination_port], 0).map_err(drop)
+}
+
+/// The start of the frame, once its network header and four bytes more are in the linear part and may be
+/// written.
+#[inline(always)]
+fn writable(ctx: &TcContext, v6: bool) -> Option<usize> {
+    let length = if v6 { L2 + IPV6_LEN + 4 } else { L2 + IPV4_LEN + 4 };
+    if ctx.data() + length > ctx.data_end() {
+        ctx.pull_data(length as u32).ok()?;
+    }
+    let start = ctx.data();
+    if v6 && start + L2 + IPV6_LEN + 4 <= ctx.data_end() || !v6 && start + L2 + IPV4_LEN + 4 <= ctx.data_end()
+    {
+        return Some(start);
+    }
+    None
+}
+
+/// Tells the sum that a network card took of the whole packet (`CHECKSUM_COMPLETE`), if there is one.
+#[inline(always)]
+fn sum_changed(ctx: &TcContext, by: Difference) {
+    // SAFETY: the context is valid for the whole run. An error says that there is no such sum.
+    unsafe { bpf_csum_update(ctx.skb.skb, by.folded() as u32) };
 }
 
 /// Takes one off the TTL (RFC 791) or hop limit (RFC 8200), which the caller knows to be above 1.
 #[inline(always)]
 pub(super) fn decrement_ttl(ctx: &TcContext, packet: &Packet) -> Result<(), u8> {
     let new = packet.ttl - 1;
-    let done = if packet.v6 {
-        ctx.store(ETH_LEN as usize + 7, &new, u64::from(BPF_F_RECOMPUTE_CSUM))
-    } else {
-        // The 16-bit word of TTL and protocol, as it stands in the header.
-        let word = |ttl: u8| u64::from(u16::from_ne_bytes([ttl, packet.proto]));
-        ctx.l3_csum_replace(ETH_LEN as usize + 10, word(packet.ttl), word(new), 2)
-            .and_then(|()| ctx.store(ETH_LEN as usize + 8, &new, 0))
-    };
-    done.map_err(|_| reason::REWRITE_FAILED)
+    let Some(start) = writable(ctx, packet.v6) else { return Err(reason::REWRITE_FAILED) };
+    // SAFETY: as in `write`.
+    unsafe {
+        if packet.v6 {
+            let old: u16 = get(start, L2 + 6);
+            put(start, L2 + 7, new);
+            let now: u16 = get(start, L2 + 6);
+            sum_changed(ctx, Difference::none().half(old, now));
+        } else {
+            let old: u16 = get(start, L2 + 8);
+            put(start, L2 + 8, new);
+            let now: u16 = get(start, L2 + 8);
+            let field: u16 = get(start, L2 + 10);
+            put(start, L2 + 10, Difference::none().half(old, now).apply(field));
+        }
+    }
+    Ok(())
 }
 
 /// Writes both MAC addresses: destination first.
 #[inline(always)]
 pub(super) fn link(ctx: &TcContext, destination: &[u8; 6], source: &[u8; 6]) -> Result<(), u8> {
-    let [a, b, c, d, e, f] = *destination;
-    let [g, h, i, j, k, l] = *source;
-    ctx.store(0, &[a, b, c, d, e, f, g, h, i, j, k, l], 0).map_err(|_| reason::REWRITE_FAILED)
+    let start = ctx.data();
+    if start + L2 > ctx.data_end() {
+        return Err(reason::REWRITE_FAILED);
+    }
+    // SAFETY: compared above.
+    unsafe {
+        put(start, 0, *destination);
+        put(start, 6, *source);
+    }
+    Ok(())
+}
+
+#[inline(always)]
+unsafe fn put<T>(start: usize, offset: usize, value: T) {
+    // SAFETY: the caller compared the end of the field with the end of the buffer.
+    unsafe { write_unaligned((start + offset) as *mut T, value) }
+}
+
+#[inline(always)]
+unsafe fn get<T>(start: usize, offset: usize) -> T {
+    // SAFETY: as above.
+    unsafe { read_unaligned((start + offset) as *const T) }
 }
