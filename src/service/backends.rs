@@ -1,4 +1,5 @@
-//! Which backend id is whose: one id per (address, port, protocol), shared by all frontends.
+//! Which backend id is whose: one id per Service port and endpoint (address, port, protocol), shared by the
+//! port's frontends. An endpoint of two Services has two ids, so that its leaving one of them is seen.
 //!
 //! Life of an id: free → given out (`ACTIVE`) → no frontend names it (`TERMINATING`) → after the quarantine
 //! `FREE`, with the generation counted up, and to be given out again. A backend that comes back before the
@@ -6,6 +7,11 @@
 //! two backends, and a flow that remembers one either finds its backend or decides anew.
 //!
 //! Generations of free ids are remembered by their kernel rows, which therefore are never zeroed.
+//!
+//! Rows that an agent of schema 1 wrote say no Service (number 0), and several may share one. Of the ports
+//! whose frontends name such an id the one with the lowest number keeps it; the others get ids of their own.
+//! The number is written once the kernel has no other port's frontend that names the id: until then a program
+//! must take 0 for any.
 
 use super::plan::DesiredBackend;
 use super::tables::{NameChange, Op};
@@ -13,25 +19,26 @@ use crate::model::ObjectName;
 use netd_bpf::Addr;
 use netd_bpf::service::{Backend, backend_state};
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, VecDeque};
 use std::time::Instant;
 
 /// What makes a backend the same backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct BackendKey {
+    service: u32,
     addr: Addr,
     port: u16,
     proto: u8,
 }
 
 impl BackendKey {
-    /// The backend of a frontend with protocol `proto`.
-    pub(super) fn new(backend: &DesiredBackend, proto: u8) -> Self {
-        Self { addr: backend.addr, port: backend.port, proto }
+    /// The backend of the Service port with number `service` and protocol `proto`.
+    pub(super) fn new(backend: &DesiredBackend, service: u32, proto: u8) -> Self {
+        Self { service, addr: backend.addr, port: backend.port, proto }
     }
 
-    fn of(row: &Backend) -> Self {
-        Self { addr: row.addr, port: row.port, proto: row.proto }
+    fn of(row: &Backend, service: u32) -> Self {
+        Self { service, addr: row.addr, port: row.port, proto: row.proto }
     }
 }
 
@@ -39,6 +46,8 @@ impl BackendKey {
 struct Record {
     /// The kernel's row.
     row: Backend,
+    /// The Service port whose it is: the row's, or the one that claimed a row which says none; 0: nobody's.
+    service: u32,
     /// Slots in use that name it.
     refs: u32,
     pod: Option<ObjectName>,
@@ -64,6 +73,8 @@ pub(super) struct Backends {
     /// Ids whose `TERMINATING` is done, until when.
     held: VecDeque<(Instant, u32)>,
     in_use: u32,
+    /// Ids whose rows say no Service port yet.
+    unnumbered: Vec<u32>,
 }
 
 impl Backends {
@@ -117,8 +128,13 @@ impl Backends {
         ids.sort_unstable();
         for (_, _, id) in ids {
             let Some(record) = self.records.get_mut(id as usize) else { continue };
-            let first = *self.by_key.entry(BackendKey::of(&record.row)).or_insert(id);
-            record.canonical = first == id;
+            record.service = record.row.service;
+            if record.service != 0 {
+                let key = BackendKey::of(&record.row, record.service);
+                record.canonical = *self.by_key.entry(key).or_insert(id) == id;
+            } else if record.refs > 0 {
+                self.unnumbered.push(id);
+            }
             if record.refs == 0 && record.row.state == backend_state::TERMINATING {
                 record.until = Some(until);
                 self.held.push_back((until, id));
@@ -128,12 +144,86 @@ impl Backends {
         }
     }
 
-    /// True if the ids stand for exactly these backends, in this order.
-    pub(super) fn stand_for(&self, ids: &[u32], backends: &[DesiredBackend], proto: u8) -> bool {
+    /// The highest number of a Service port that has an id.
+    pub(super) fn last_service(&self) -> u32 {
+        let given_out = self.records.iter().filter(|record| record.row.state != backend_state::FREE);
+        given_out.map(|record| record.row.service).max().unwrap_or(0)
+    }
+
+    /// Finds owners for ids that are nobody's, and writes the numbers of those that nobody shares.
+    /// `frontends`: all that the kernel has, with the numbers of their Service ports (0: not to be trusted).
+    pub(super) fn number<'a>(
+        &mut self,
+        frontends: impl Iterator<Item = (u32, &'a [u32])>,
+        ops: &mut Vec<Op>,
+    ) {
+        if self.unnumbered.is_empty() {
+            return;
+        }
+        let mut namers: BTreeMap<u32, BTreeSet<u32>> =
+            self.unnumbered.drain(..).map(|id| (id, BTreeSet::new())).collect();
+        for (service, ids) in frontends {
+            for id in ids {
+                if let Some(namers) = namers.get_mut(id) {
+                    namers.insert(service);
+                }
+            }
+        }
+        for (id, namers) in namers {
+            let claimed =
+                self.records.get(id as usize).is_some_and(|record| namers.contains(&record.service));
+            if !claimed {
+                let mut ports = namers.iter().filter(|service| **service != 0);
+                ports.find(|service| self.claim(id, **service));
+            }
+            let Some(record) = self.records.get_mut(id as usize) else { continue };
+            if record.row.state == backend_state::FREE || record.row.service != 0 {
+                continue;
+            }
+            if record.service != 0 && namers.iter().eq([&record.service]) {
+                record.row.service = record.service;
+                ops.push(Op::SetBackend { id, row: record.row });
+            } else {
+                self.unnumbered.push(id);
+            }
+        }
+    }
+
+    /// Gives an id that says no Service port to one, unless that uses another id for the same backend.
+    fn claim(&mut self, id: u32, service: u32) -> bool {
+        let Some(record) = self.records.get(id as usize) else { return false };
+        let (before, key) =
+            (BackendKey::of(&record.row, record.service), BackendKey::of(&record.row, service));
+        if let Some(other) = self.by_key.get(&key).and_then(|other| self.records.get_mut(*other as usize)) {
+            if other.refs > 0 {
+                return false;
+            }
+            other.canonical = false;
+        }
+        if self.by_key.get(&before) == Some(&id) {
+            self.by_key.remove(&before);
+        }
+        self.by_key.insert(key, id);
+        if let Some(record) = self.records.get_mut(id as usize) {
+            record.service = service;
+            record.canonical = true;
+        }
+        true
+    }
+
+    /// True if the ids stand for exactly these backends of a Service port, in this order.
+    pub(super) fn stand_for(
+        &self,
+        ids: &[u32],
+        backends: &[DesiredBackend],
+        service: u32,
+        proto: u8,
+    ) -> bool {
         ids.len() == backends.len()
             && ids.iter().zip(backends).all(|(id, backend)| {
                 self.records.get(*id as usize).is_some_and(|record| {
-                    record.row.addr == backend.addr
+                    record.service == service
+                        && record.row.addr == backend.addr
                         && record.row.port == backend.port
                         && record.row.proto == proto
                         && record.canonical
@@ -163,17 +253,16 @@ impl Backends {
     /// `None`: no id is free.
     pub(super) fn acquire(
         &mut self,
-        backend: &DesiredBackend,
-        proto: u8,
+        key: &BackendKey,
+        pod: Option<&ObjectName>,
         ops: &mut Vec<Op>,
         names: &mut Vec<NameChange>,
     ) -> Option<u32> {
-        let key = BackendKey::new(backend, proto);
-        let id = match self.by_key.get(&key) {
+        let id = match self.by_key.get(key) {
             Some(id) => *id,
             None => {
                 let id = self.take_id()?;
-                self.by_key.insert(key, id);
+                self.by_key.insert(*key, id);
                 id
             }
         };
@@ -181,16 +270,17 @@ impl Backends {
         if record.row.state != backend_state::ACTIVE {
             let generation = record.row.generation.max(1);
             record.row = Backend {
-                addr: backend.addr,
-                port: backend.port,
-                proto,
+                addr: key.addr,
+                port: key.port,
+                proto: key.proto,
                 state: backend_state::ACTIVE,
                 generation,
-                service: 0,
+                service: key.service,
             };
+            record.service = key.service;
             record.until = None;
             record.canonical = true;
-            record.pod.clone_from(&backend.pod);
+            record.pod = pod.cloned();
             ops.push(Op::SetBackend { id, row: record.row });
             names.push(NameChange::backend(id, &record.row, record.pod.clone()));
         }
@@ -261,7 +351,7 @@ impl Backends {
             if record.until != Some(until) || record.refs != 0 {
                 continue;
             }
-            let key = BackendKey::of(&record.row);
+            let key = BackendKey::of(&record.row, record.service);
             if self.by_key.get(&key) == Some(&id) {
                 self.by_key.remove(&key);
             }

@@ -170,7 +170,7 @@ pub struct Usage {
 pub struct Usages {
     /// Address, port and protocol of Services.
     pub frontends: Usage,
-    /// Distinct endpoints.
+    /// Endpoints, counted once per Service port.
     pub backends: Usage,
     /// Endpoints, counted once per frontend.
     pub slots: Usage,
@@ -287,6 +287,11 @@ impl Tables {
         let mut plan = Plan::default();
         self.slots.expire(now);
         self.backends.expire(now, &mut plan.ops, &mut plan.names);
+        let frontends = self
+            .frontends
+            .values()
+            .map(|record| (if record.intact { record.row.service } else { 0 }, record.ids.as_slice()));
+        self.backends.number(frontends, &mut plan.ops);
         plan
     }
 
@@ -335,9 +340,22 @@ impl Tables {
                     self.adopt(service, frontend, plan);
                 }
                 let Some(record) = self.frontends.get(&frontend.key) else { continue };
+                let owner = record.owner.as_ref().filter(|owner| {
+                    owner.port == frontend.port
+                        && owner.protocol == frontend.protocol
+                        && owner.service == service.name
+                });
+                let number = match owner {
+                    Some(owner) if record.misnumbered => self.ports.get(owner).map(|port| port.number),
+                    Some(_) => Some(record.row.service),
+                    None => None,
+                };
                 let same_list = record.intact
                     && record.row.kind == kind::BALANCE
-                    && self.backends.stand_for(&record.ids, &frontend.backends, frontend.key.proto);
+                    && number.is_some_and(|number| {
+                        let (ids, proto) = (&record.ids, frontend.key.proto);
+                        self.backends.stand_for(ids, &frontend.backends, number, proto)
+                    });
                 if !same_list {
                     if frontend.backends.is_empty() {
                         change.free.push((frontend, Place::New(None)));
@@ -347,15 +365,9 @@ impl Tables {
                     continue;
                 }
                 self.backends.name(&record.ids, &frontend.backends, &mut plan.names);
-                let owned = record.owner.as_ref().is_some_and(|owner| {
-                    owner.port == frontend.port
-                        && owner.protocol == frontend.protocol
-                        && owner.service == service.name
-                });
                 let now = &record.row;
-                let right = owned
-                    && !record.misnumbered
-                    && *now == row(frontend, now.service, now.slot_base, now.generation);
+                let right =
+                    !record.misnumbered && *now == row(frontend, now.service, now.slot_base, now.generation);
                 if !right {
                     change.free.push((frontend, Place::Keep));
                 }

@@ -204,7 +204,7 @@ async fn nothing_is_deleted_before_the_source_has_spoken_and_a_restart_writes_no
     let mut first = Running::start(&maps, NEVER);
     let status = first.apply(1, wanted.clone()).await;
     assert!(status.is_well(), "{status:?}");
-    assert_eq!((status.services, status.usages.slots.used, status.usages.backends.used), (2, 3, 2));
+    assert_eq!((status.services, status.usages.slots.used, status.usages.backends.used), (2, 3, 3));
     first.stop().await;
 
     let writes = maps.with(|rows| rows.writes);

@@ -3,7 +3,7 @@
 use super::Tables;
 use crate::model::ObjectName;
 use crate::service::backends::BackendKey;
-use crate::service::plan::{DesiredFrontend, DesiredService, PortName};
+use crate::service::plan::{DesiredBackend, DesiredFrontend, DesiredService, PortName};
 use crate::service::slots::Range;
 use serde::Serialize;
 use std::collections::HashSet;
@@ -121,7 +121,7 @@ impl Tables {
         }
         self.check_frontends(unit).map_err(|reason| refusal(reason, false))?;
         self.check_slots(unit).map_err(|reason| refusal(reason, false))?;
-        self.check_backends(unit).map_err(|(reason, waits)| refusal(reason, waits))?;
+        self.check_backends(service, unit).map_err(|(reason, waits)| refusal(reason, waits))?;
         self.take_slots(unit).map_err(|(reason, waits)| refusal(reason, waits))
     }
 
@@ -153,11 +153,20 @@ impl Tables {
         Ok(())
     }
 
-    fn check_backends(&self, unit: &[&DesiredFrontend]) -> Result<(), (Reason, bool)> {
+    fn check_backends(
+        &self,
+        service: &DesiredService,
+        unit: &[&DesiredFrontend],
+    ) -> Result<(), (Reason, bool)> {
         let mut new = HashSet::new();
         for frontend in unit {
-            let keys = frontend.backends.iter().map(|backend| BackendKey::new(backend, frontend.key.proto));
-            new.extend(keys.filter(|key| !self.backends.knows(key)));
+            let proto = frontend.key.proto;
+            let port = self.ports.get(&service.port_name(frontend));
+            let known = |backend: &&DesiredBackend| {
+                port.is_some_and(|port| self.backends.knows(&BackendKey::new(backend, port.number, proto)))
+            };
+            let unknown = frontend.backends.iter().filter(|backend| !known(backend));
+            new.extend(unknown.map(|backend| (frontend.port, proto, backend.addr, backend.port)));
         }
         let (needed, free, held) = (number(new.len()), self.backends.available(), self.backends.waiting());
         if needed > free {

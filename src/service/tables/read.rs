@@ -105,7 +105,7 @@ impl Tables {
 
         let mut claims = Claims::default();
         let mut frontends = HashMap::with_capacity(found.len());
-        let mut last_number = 0;
+        let mut last_number = backends.last_service();
         for (unsound, key, row, ids) in found {
             last_number = last_number.max(row.service);
             let wanted = Range { base: row.slot_base, len: length(row) };

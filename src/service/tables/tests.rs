@@ -44,16 +44,16 @@ fn texts(refusals: &[Refusal]) -> Vec<String> {
 }
 
 #[test]
-fn a_new_service_is_written_from_the_bottom_up_and_a_backend_is_shared() {
+fn a_new_service_is_written_from_the_bottom_up_and_has_ids_of_its_own() {
     let (mut tables, now) = empty(8, 8, 8);
     let plan = done(&mut tables, &desired([service(1, [1, 2]), service(2, [2])]), now);
-    let row = |b, generation, state| Backend {
+    let row = |service, b, generation, state| Backend {
         addr: addr(10, b),
         port: 8080_u16.to_be(),
         proto: 6,
         state,
         generation,
-        service: 0,
+        service,
     };
     let frontend = |service, slot_base, backends| Frontend {
         service,
@@ -66,30 +66,34 @@ fn a_new_service_is_written_from_the_bottom_up_and_a_backend_is_shared() {
     assert_eq!(
         plan.ops,
         [
-            Op::SetBackend { id: 1, row: row(1, 1, backend_state::ACTIVE) },
-            Op::SetBackend { id: 2, row: row(2, 1, backend_state::ACTIVE) },
+            Op::SetBackend { id: 1, row: row(1, 1, 1, backend_state::ACTIVE) },
+            Op::SetBackend { id: 2, row: row(1, 2, 1, backend_state::ACTIVE) },
             Op::SetSlots { base: 0, ids: vec![1, 2] },
             Op::SetFrontend { key: key(1), row: frontend(1, 0, 2) },
-            Op::SetSlots { base: 2, ids: vec![2] },
+            Op::SetBackend { id: 3, row: row(2, 2, 1, backend_state::ACTIVE) },
+            Op::SetSlots { base: 2, ids: vec![3] },
             Op::SetFrontend { key: key(2), row: frontend(2, 2, 1) },
         ]
     );
+    assert_eq!(tables.usages().backends.used, 3);
 
-    // One goes: its own backend terminates, the shared one stays.
+    // One goes: its flows see it, although the endpoint still serves the other.
     let plan = done(&mut tables, &desired([service(2, [2])]), now);
     assert_eq!(
         plan.ops,
         [
             Op::DeleteFrontend { key: key(1) },
-            Op::SetBackend { id: 1, row: row(1, 1, backend_state::TERMINATING) },
+            Op::SetBackend { id: 1, row: row(1, 1, 1, backend_state::TERMINATING) },
+            Op::SetBackend { id: 2, row: row(1, 2, 1, backend_state::TERMINATING) },
         ]
     );
     assert_eq!(tables.next_expiry(), Some(now + QUARANTINE));
     let free = Backend { generation: 2, ..Backend::default() };
-    assert_eq!(tables.expire(now + QUARANTINE).ops, [Op::SetBackend { id: 1, row: free }]);
+    let freed = [1, 2].map(|id| Op::SetBackend { id, row: free });
+    assert_eq!(tables.expire(now + QUARANTINE).ops, freed);
     // The id's next backend has another generation.
     let plan = done(&mut tables, &desired([service(2, [2, 3])]), now + QUARANTINE);
-    assert_eq!(plan.ops[0], Op::SetBackend { id: 1, row: row(3, 2, backend_state::ACTIVE) });
+    assert_eq!(plan.ops[0], Op::SetBackend { id: 1, row: row(2, 3, 2, backend_state::ACTIVE) });
 }
 
 #[test]
@@ -151,7 +155,7 @@ fn slots_are_kept_so_that_the_longest_list_can_change() {
 #[test]
 fn a_full_backend_table_turns_away_or_lets_wait() {
     let (mut tables, now) = empty(8, 5, 64);
-    let plan = done(&mut tables, &desired([service(1, [1, 2]), service(2, [1, 2, 3, 4, 5])]), now);
+    let plan = done(&mut tables, &desired([service(1, [1, 2]), service(2, [1, 2, 3])]), now);
     assert_eq!(
         texts(&plan.refused),
         ["Service shop/s2 is not served: it needs 3 more backends, 2 of 4 are in use and 0 in quarantine \
@@ -177,7 +181,7 @@ fn a_service_with_more_endpoints_than_a_row_can_count_is_refused() {
 
 #[test]
 fn a_local_redirect_of_a_former_agent_is_understood() {
-    let backend = |n| Backend { addr: addr(10, n), port: 80, proto: 6, state: 1, generation: 4, service: 0 };
+    let backend = |n| Backend { addr: addr(10, n), port: 80, proto: 6, state: 1, generation: 4, service: 7 };
     let key = service(1, []).frontends[0].key;
     let row =
         Frontend { service: 7, slot_base: 2, backends: 1, kind: kind::LOCAL_REDIRECT, ..Frontend::default() };
@@ -217,70 +221,126 @@ fn drift_is_told_in_words() {
     );
 }
 
-/// Rows of a damaged kernel: frontends by Service number with their slots, over backends by id.
-fn damaged(frontends: &[(u8, u32, u16)], slots: &[u32], backends: &[(u32, u8)]) -> (Tables, Instant) {
-    let row = |(n, slot_base, backends): &(u8, u32, u16)| {
-        let row = Frontend {
-            service: (*n).into(),
-            slot_base: *slot_base,
-            backends: *backends,
-            generation: 1,
-            ..Frontend::default()
-        };
-        (service(*n, []).frontends[0].key, row)
-    };
-    let backend = |(id, n): &(u32, u8)| {
-        let row = Backend {
-            addr: addr(10, (*n).into()),
-            port: 8080_u16.to_be(),
-            proto: 6,
-            state: backend_state::ACTIVE,
-            generation: 1,
-            service: 0,
-        };
-        (*id, row)
+/// Another agent's rows: frontends by key with number and slots, over backends by id with number.
+fn found(frontends: &[(u8, u32, u32, u16)], slots: &[u32], backends: &[(u32, u32, u8)]) -> (Tables, Instant) {
+    let row = |&(n, number, slot_base, backends): &(u8, u32, u32, u16)| {
+        let row = Frontend { service: number, slot_base, backends, generation: 1, ..Frontend::default() };
+        (service(n, []).frontends[0].key, row)
     };
     let kernel = Kernel {
         frontends: frontends.iter().map(row).collect(),
         slots: slots.to_vec(),
-        backends: backends.iter().map(backend).collect(),
+        backends: backends.iter().map(|&(id, number, n)| (id, active(number, n))).collect(),
     };
     let (limits, now) = (Limits { frontends: 8, backends: 8, slots: 16 }, Instant::now());
     (Tables::read(limits, QUARANTINE, &kernel, now), now)
 }
 
+fn active(service: u32, n: u8) -> Backend {
+    Backend {
+        addr: addr(10, n.into()),
+        port: 8080_u16.to_be(),
+        proto: 6,
+        state: backend_state::ACTIVE,
+        generation: 1,
+        service,
+    }
+}
+
 #[test]
 fn frontends_that_share_slots_are_parted() {
-    let (mut tables, now) = damaged(&[(1, 0, 2), (2, 1, 2)], &[1, 2, 1], &[(1, 1), (2, 2)]);
+    let (mut tables, now) = found(&[(1, 1, 0, 2), (2, 2, 1, 2)], &[1, 2, 1], &[(1, 1, 1), (2, 1, 2)]);
     let wanted = desired([service(1, [1, 2]), service(2, [1, 2])]);
     // What the second one resolves to is not what it has: nothing protects it from the first one's changes.
     let plan = done(&mut tables, &wanted, now);
     let key = service(2, []).frontends[0].key;
-    let [Op::SetSlots { base, ids }, Op::SetFrontend { key: written, row }] = &plan.ops[..] else {
+    let [.., Op::SetSlots { base, ids }, Op::SetFrontend { key: written, row }] = &plan.ops[..] else {
         panic!("{plan:?}")
     };
-    assert_eq!((ids, *written, row.slot_base), (&vec![1, 2], key, *base));
+    assert_eq!((ids, *written, row.slot_base), (&vec![3, 4], key, *base));
     assert!(*base >= 3, "{plan:?}");
 
     // Also if it happens to hold just what is wanted.
-    let (mut tables, now) = damaged(&[(1, 0, 2), (2, 1, 1)], &[1, 2], &[(1, 1), (2, 2)]);
+    let (mut tables, now) = found(&[(1, 1, 0, 2), (2, 2, 1, 1)], &[1, 2], &[(1, 1, 1), (2, 1, 2)]);
     let plan = done(&mut tables, &desired([service(1, [1, 2]), service(2, [2])]), now);
-    assert!(matches!(&plan.ops[0], Op::SetSlots { base: 2.., .. }), "{plan:?}");
+    assert!(matches!(&plan.ops[1], Op::SetSlots { base: 2.., .. }), "{plan:?}");
 }
 
 #[test]
 fn two_ids_of_one_backend_are_merged() {
-    let (mut tables, now) = damaged(&[(1, 0, 1), (2, 1, 1)], &[3, 5], &[(3, 1), (5, 1)]);
-    let plan = done(&mut tables, &desired([service(1, [1]), service(2, [1])]), now);
+    let (mut tables, now) = found(&[(1, 1, 0, 1), (2, 1, 1, 1)], &[3, 5], &[(3, 1, 1), (5, 1, 1)]);
+    let wanted = desired([both(1, &[1], &[1])]);
+    let plan = done(&mut tables, &wanted, now);
     let [Op::SetSlots { ids, .. }, Op::SetFrontend { row, .. }, Op::SetBackend { id: 5, row: gone }] =
         &plan.ops[..]
     else {
         panic!("{plan:?}")
     };
-    assert_eq!((&ids[..], row.service, gone.state), (&[3][..], 2, backend_state::TERMINATING));
+    assert_eq!((&ids[..], row.service, gone.state), (&[3][..], 1, backend_state::TERMINATING));
     let ops = tables.expire(now + QUARANTINE).ops;
     assert!(matches!(ops[..], [Op::SetBackend { id: 5, .. }]), "{ops:?}");
-    assert_eq!(done(&mut tables, &desired([service(1, [1]), service(2, [1])]), now + QUARANTINE).ops, []);
+    assert_eq!(done(&mut tables, &wanted, now + QUARANTINE).ops, []);
+}
+
+#[test]
+fn an_id_of_schema_1_gets_the_number_of_the_service_that_has_it_alone() {
+    let (mut tables, now) = found(&[(1, 4, 0, 1), (2, 4, 1, 2)], &[1, 1, 2], &[(1, 0, 1), (2, 0, 2)]);
+    let wanted = desired([both(1, &[1], &[1, 2])]);
+    let plan = done(&mut tables, &wanted, now);
+    let numbered = [(1, 1), (2, 2)].map(|(id, n)| Op::SetBackend { id, row: active(4, n) });
+    assert_eq!(plan.ops, numbered, "neither id, nor generation, nor slots change");
+    assert_eq!(done(&mut tables, &wanted, now).ops, []);
+}
+
+#[test]
+fn of_services_that_share_an_id_of_schema_1_one_keeps_it() {
+    let (mut tables, now) = found(&[(1, 4, 0, 1), (2, 3, 1, 1)], &[1, 1], &[(1, 0, 1)]);
+    let wanted = desired([service(1, [1]), service(2, [1])]);
+    let plan = done(&mut tables, &wanted, now);
+    let key = service(1, []).frontends[0].key;
+    let [Op::SetBackend { id: 2, row }, Op::SetSlots { base: 2, ids }, Op::SetFrontend { key: flipped, .. }] =
+        &plan.ops[..]
+    else {
+        panic!("{plan:?}")
+    };
+    assert_eq!((*row, &ids[..], *flipped), (active(4, 1), &[2][..], key));
+    // The other's number is written when the flip is known to be done: until then it is anybody's.
+    assert_eq!(tables.next_expiry(), Some(now + QUARANTINE));
+    assert_eq!(tables.expire(now + QUARANTINE).ops, [Op::SetBackend { id: 1, row: active(3, 1) }]);
+    assert_eq!(done(&mut tables, &wanted, now + QUARANTINE).ops, []);
+}
+
+#[test]
+fn services_share_an_id_of_schema_1_until_there_is_room() {
+    // All seven ids are taken, one by two Services.
+    let ids: Vec<(u32, u32, u8)> = (1..=7).map(|id| (id, 0, u8::try_from(id).unwrap())).collect();
+    let slots = [1, 2, 3, 4, 5, 6, 7, 1];
+    let (mut tables, now) = found(&[(1, 1, 0, 7), (2, 2, 7, 1)], &slots, &ids);
+    let wanted = desired([service(1, 1..=7), service(2, [1])]);
+    let plan = done(&mut tables, &wanted, now);
+    assert_eq!(
+        texts(&plan.refused),
+        ["Service shop/s2 stays as it was: it needs 1 more backends, 7 of 7 are in use and 0 in quarantine \
+          (datapath.backends)"]
+    );
+    let shared = |op: &Op| matches!(op, Op::SetBackend { id: 1, .. } | Op::SetFrontend { .. });
+    assert!(plan.ops.len() == 6 && !plan.ops.iter().any(shared), "{plan:?}");
+    // The one that kept it leaves: it is the other's now.
+    let wanted = desired([service(1, 2..=7), service(2, [1])]);
+    done(&mut tables, &wanted, now);
+    let plan = done(&mut tables, &wanted, now);
+    assert_eq!((plan.ops, plan.refused), (vec![Op::SetBackend { id: 1, row: active(2, 1) }], vec![]));
+}
+
+#[test]
+fn a_number_is_not_given_out_while_ids_have_it() {
+    let (mut tables, now) = found(&[(1, 4, 0, 1)], &[1], &[(1, 4, 1), (2, 6, 2)]);
+    let plan = done(&mut tables, &desired([service(1, [1]), service(2, [2])]), now);
+    let number = plan.ops.iter().find_map(|op| match op {
+        Op::SetFrontend { row, .. } => Some(row.service),
+        _ => None,
+    });
+    assert_eq!(number, Some(7), "{plan:?}");
 }
 
 /// One Service with two frontends.
@@ -322,7 +382,7 @@ fn a_new_service_comes_whole_and_holds_nothing_while_it_waits() {
 fn a_row_that_leads_astray_goes_if_there_is_no_room_to_mend_it() {
     // Slot 1 names a backend that does not exist, and all other slots were written a moment ago.
     let slots = [1, 7, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1];
-    let (mut tables, now) = damaged(&[(1, 0, 2)], &slots, &[(1, 1)]);
+    let (mut tables, now) = found(&[(1, 1, 0, 2)], &slots, &[(1, 1, 1)]);
     let wanted = desired([service(1, [1, 2])]);
     let plan = done(&mut tables, &wanted, now);
     assert_eq!(plan.waiting.len(), 1);
@@ -336,20 +396,13 @@ fn a_row_that_leads_astray_goes_if_there_is_no_room_to_mend_it() {
 fn two_services_that_find_rows_with_one_number_are_told_apart() {
     // Both rows were of one Service port when the former agent died.
     let wanted = desired([service(1, [1]), service(2, [1])]);
-    let (mut tables, now) = empty(8, 8, 16);
-    let mut rows = Vec::new();
-    for op in done(&mut tables, &wanted, now).ops {
-        if let Op::SetFrontend { key, row } = op {
-            rows.push((key, Frontend { service: 9, ..row }));
-        }
-    }
-    let backend =
-        Backend { addr: addr(10, 1), port: 8080_u16.to_be(), proto: 6, state: 1, generation: 1, service: 0 };
-    let kernel = Kernel { frontends: rows, slots: vec![1, 1], backends: vec![(1, backend)] };
-    let limits = Limits { frontends: 8, backends: 8, slots: 16 };
-    let mut tables = Tables::read(limits, QUARANTINE, &kernel, now);
+    let (mut tables, now) = found(&[(1, 9, 0, 1), (2, 9, 1, 1)], &[1, 1], &[(1, 9, 1)]);
     let plan = done(&mut tables, &wanted, now);
-    let [Op::SetFrontend { key, row }] = &plan.ops[..] else { panic!("{plan:?}") };
-    assert_eq!((*key, row.service), (service(2, []).frontends[0].key, 10));
+    let [Op::SetBackend { id: 2, row: own }, Op::SetSlots { .. }, Op::SetFrontend { key, row }] =
+        &plan.ops[..]
+    else {
+        panic!("{plan:?}")
+    };
+    assert_eq!((*key, row.service, own.service), (service(2, []).frontends[0].key, 10, 10));
     assert_eq!(done(&mut tables, &wanted, now).ops, []);
 }

@@ -1,6 +1,7 @@
 //! One frontend's change in the image, with the operations it takes: written, taken over, deleted.
 
 use super::{NameChange, Op, Plan, Port, Record, Tables, address};
+use crate::service::backends::BackendKey;
 use crate::service::plan::{DesiredFrontend, DesiredService, PortName};
 use crate::service::slots::Range;
 use netd_bpf::service::{Frontend, FrontendKey, frontend_flag, kind};
@@ -65,7 +66,10 @@ impl Tables {
                 let ids: Vec<u32> = frontend
                     .backends
                     .iter()
-                    .filter_map(|backend| self.backends.acquire(backend, proto, ops, names))
+                    .filter_map(|backend| {
+                        let key = BackendKey::new(backend, number, proto);
+                        self.backends.acquire(&key, backend.pod.as_ref(), ops, names)
+                    })
                     .collect();
                 self.backends.name(&ids, &frontend.backends, names);
                 if let Some(range) = range {
