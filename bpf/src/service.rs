@@ -71,12 +71,13 @@ pub struct Frontend {
     pub seal: u32,
 }
 
-/// Binds a row to its key and to itself. FNV-1a over words (draft-eastlake-fnv), good enough against a mix
-/// of two rows.
+/// Binds a row to its key and to itself: a hash whose steps all are reversible, so that no single changed word
+/// goes unseen. The shift carries high bits down again, in which addresses of one network differ and which
+/// multiplication alone would keep there, to cancel each other.
 #[inline(always)]
 #[must_use]
 pub const fn seal(key: &FrontendKey, row: &Frontend) -> u32 {
-    const PRIME: u32 = 16_777_619;
+    const FACTOR: u32 = 0x9e37_79b1;
     let words = [
         key.addr.0[0],
         key.addr.0[1],
@@ -93,7 +94,8 @@ pub const fn seal(key: &FrontendKey, row: &Frontend) -> u32 {
     let mut hash = 2_166_136_261_u32;
     let mut at = 0;
     while at < words.len() {
-        hash = (hash ^ words[at]).wrapping_mul(PRIME);
+        hash = (hash ^ words[at]).wrapping_mul(FACTOR);
+        hash ^= hash >> 15;
         at += 1;
     }
     hash
