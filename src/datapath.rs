@@ -28,7 +28,7 @@ use netd_bpf::Addr;
 use netd_bpf::event::{Count, DropKey, EXPLAIN_WORDS};
 use netd_bpf::flow::{Flow, FlowKey, Share};
 use netd_bpf::pod::Pod;
-use netd_bpf::service::{Backend, Frontend, FrontendKey};
+use netd_bpf::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey};
 use pin::Pins;
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -45,6 +45,7 @@ pub struct Datapath {
     frontends: Mutex<HashMap<MapData, FrontendKey, Frontend>>,
     slots: Mutex<Array<MapData, u32>>,
     backends: Mutex<Array<MapData, Backend>>,
+    affinity: Mutex<HashMap<MapData, AffinityKey, Affinity>>,
     established: Mutex<HashMap<MapData, FlowKey, Flow>>,
     nursery: Mutex<HashMap<MapData, FlowKey, Flow>>,
     shares: Mutex<HashMap<MapData, u32, Share>>,

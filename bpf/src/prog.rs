@@ -10,6 +10,7 @@
     reason = "kernel helpers and context memory; the verifier checks every access"
 )]
 
+mod affinity;
 mod balance;
 mod deliver;
 mod headers;

@@ -126,7 +126,7 @@ pub struct Backend {
     /// Counts how often this id was given out; a flow that remembers another one has lost its backend.
     pub generation: u32,
     /// [`Frontend::service`] whose backend it is: an endpoint of two Services has two ids, so that leaving
-    /// one of them is seen by that one's flows.
+    /// one of them is seen by that one's flows. 0: not known, as in rows of schema 1.
     pub service: u32,
 }
 

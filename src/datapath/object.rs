@@ -100,6 +100,7 @@ pub(super) fn open(config: &Config) -> Result<(Datapath, OpenReport), Error> {
         frontends: Mutex::new(typed("FRONTENDS", take("FRONTENDS")?, HashMap::try_from)?),
         slots: Mutex::new(typed("SLOTS", take("SLOTS")?, Array::try_from)?),
         backends: Mutex::new(typed("BACKENDS", take("BACKENDS")?, Array::try_from)?),
+        affinity: Mutex::new(typed("AFFINITY", take("AFFINITY")?, HashMap::try_from)?),
         established: Mutex::new(typed("ESTABLISHED", take("ESTABLISHED")?, HashMap::try_from)?),
         nursery: Mutex::new(typed("NURSERY", take("NURSERY")?, HashMap::try_from)?),
         shares: Mutex::new(typed("SHARES", take("SHARES")?, HashMap::try_from)?),

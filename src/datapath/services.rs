@@ -2,19 +2,17 @@
 
 use super::pods::absent_is_fine;
 use super::{Datapath, Error, locked};
-use netd_bpf::service::{Backend, Frontend, FrontendKey, backend_state, seal};
+use netd_bpf::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, backend_state, seal};
 
 impl Datapath {
-    /// All frontends, without their seals; a row whose seal is broken keeps it, and so equals none that is
-    /// wanted.
+    /// All frontends, without their seals; a row whose seal is broken has one that is not 0, and so equals
+    /// none that is wanted.
     ///
     /// # Errors
     /// The kernel refuses the walk.
     pub fn frontends(&self) -> Result<Vec<(FrontendKey, Frontend)>, Error> {
         let unsealed = |(key, mut row): (FrontendKey, Frontend)| {
-            if row.seal == seal(&key, &row) {
-                row.seal = 0;
-            }
+            row.seal = if row.seal == seal(&key, &row) { 0 } else { row.seal.max(1) };
             (key, row)
         };
         let rows = locked(&self.frontends).iter().map(|row| row.map(unsealed)).collect::<Result<_, _>>();
@@ -88,5 +86,13 @@ impl Datapath {
     /// The kernel refuses.
     pub fn delete_frontend(&self, key: &FrontendKey) -> Result<(), Error> {
         absent_is_fine(locked(&self.frontends).remove(key), "FRONTENDS")
+    }
+
+    /// Clients of Services with session affinity, as they are while they change.
+    ///
+    /// # Errors
+    /// The kernel refuses the walk.
+    pub fn affinities(&self) -> Result<Vec<(AffinityKey, Affinity)>, Error> {
+        locked(&self.affinity).iter().collect::<Result<_, _>>().map_err(Error::map("AFFINITY"))
     }
 }

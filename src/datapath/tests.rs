@@ -2,6 +2,8 @@
 //! namespace of its own, and reads back verdict, packet, flow rows and counters.
 
 #[cfg(not(netd_bpf_stub))]
+mod affinity;
+#[cfg(not(netd_bpf_stub))]
 mod flows;
 #[cfg(not(netd_bpf_stub))]
 mod frames;
@@ -11,6 +13,8 @@ mod pins;
 mod programs;
 #[cfg(not(netd_bpf_stub))]
 mod rig;
+#[cfg(not(netd_bpf_stub))]
+mod services;
 
 #[cfg(netd_bpf_stub)]
 #[test]

@@ -1,5 +1,6 @@
 //! Services: from a frontend to one of its backends, all with the same probability.
 
+use super::affinity;
 use super::maps;
 use super::packet::{Packet, TCP, UDP};
 use super::report::Run;
@@ -7,7 +8,8 @@ use super::table;
 use super::to_code;
 use crate::Addr;
 use crate::event::reason;
-use crate::service::{Frontend, FrontendKey, backend_state, kind, scope, seal};
+use crate::flow::Flow;
+use crate::service::{Backend, Frontend, FrontendKey, backend_state, frontend_flag, kind, scope, seal};
 use aya_ebpf::bindings::{BPF_F_CURRENT_NETNS, bpf_sock_tuple};
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release};
 use aya_ebpf::programs::TcContext;
@@ -67,8 +69,18 @@ fn choose_one(ctx: &TcContext, run: &mut Run, packet: &Packet, choice: &mut Choi
         }
         first += 1;
     }
-    if frontend.backends == 0 || !pick(choice, first + draw(frontend)) {
+    if frontend.backends == 0 {
         return Err(reason::NO_BACKEND);
+    }
+    // An explain run must not even look: that marks the row as recently used.
+    let sticky = frontend.flags & frontend_flag::AFFINITY != 0 && !run.explain;
+    if !(sticky && affinity::recall(&packet.source, frontend, choice)) {
+        if !pick(choice, first + draw(frontend)) {
+            return Err(reason::NO_BACKEND);
+        }
+        if sticky {
+            affinity::remember(&packet.source, choice);
+        }
     }
     run.backend = choice.backend;
     Ok(())
@@ -106,19 +118,42 @@ fn pick(choice: &mut Choice, slot: u32) -> bool {
     if backend.state == backend_state::FREE {
         return false;
     }
+    take(choice, id, backend);
+    true
+}
+
+/// Takes the backend that a client had before; false if it no longer is this Service port's.
+#[inline(always)]
+pub(super) fn take_again(choice: &mut Choice, id: u32, generation: u32, service: u32) -> bool {
+    let Some(backend) = maps::BACKENDS.get(id) else { return false };
+    if !is(backend, generation) || backend.service != service {
+        return false;
+    }
+    take(choice, id, backend);
+    true
+}
+
+#[inline(always)]
+fn take(choice: &mut Choice, id: u32, backend: &Backend) {
     choice.addr = backend.addr;
     choice.port = backend.port;
     choice.backend = id;
     choice.generation = backend.generation;
-    true
 }
 
-/// True if a backend still is what a flow remembers, and takes its packets.
+/// True if the backend still is the one that had this generation, and in use.
 #[inline(always)]
-pub(super) fn still_there(id: u32, generation: u32) -> bool {
-    maps::BACKENDS
-        .get(id)
-        .is_some_and(|backend| backend.state == backend_state::ACTIVE && backend.generation == generation)
+fn is(backend: &Backend, generation: u32) -> bool {
+    backend.state == backend_state::ACTIVE && backend.generation == generation
+}
+
+/// True if a flow's backend still takes the packets of its Service port. Number 0 is any: so a former agent's
+/// rows are, until they get their numbers.
+#[inline(always)]
+pub(super) fn still_there(flow: &Flow) -> bool {
+    maps::BACKENDS.get(flow.backend).is_some_and(|backend| {
+        is(backend, flow.backend_generation) && (backend.service == flow.service || backend.service == 0)
+    })
 }
 
 /// True if a socket of this node listens at the chosen address.

@@ -154,7 +154,7 @@ fn lost(flow: &Flow, packet: &Packet, forward: bool) -> bool {
         && forward
         && (packet.proto != TCP || packet.opens())
         && flow.backend != 0
-        && !balance::still_there(flow.backend, flow.backend_generation)
+        && !balance::still_there(flow)
 }
 
 /// Removes the rows of a flow that this packet's flow replaces.

@@ -3,10 +3,12 @@
 use super::frames::addr;
 use crate::datapath::config::Config;
 use crate::datapath::test_run::{Ran, Stage};
-use crate::datapath::{Datapath, OpenReport};
+use crate::datapath::{Datapath, OpenReport, locked};
 use netd_bpf::Addr;
 use netd_bpf::pod::Pod;
-use netd_bpf::service::{Backend, Frontend, FrontendKey, backend_state, kind, scope};
+use netd_bpf::service::{
+    Affinity, AffinityKey, Backend, Frontend, FrontendKey, backend_state, frontend_flag, kind, scope,
+};
 use std::path::{Path, PathBuf};
 
 /// Interface of pod 1: the loopback device stands for it, as a test run needs one that exists.
@@ -78,8 +80,15 @@ pub(super) fn run(command: &[&str]) {
 impl Rig {
     /// Pod 1 at the interface of the test run, pod 2 beside it, both dual stack.
     pub(super) fn new() -> Self {
+        Self::with(|_| {})
+    }
+
+    /// The same with another configuration.
+    pub(super) fn with(change: impl FnOnce(&mut Config)) -> Self {
         let folder = Folder::new();
-        let (datapath, report) = Datapath::open(&folder.config()).expect("the programs load");
+        let mut config = folder.config();
+        change(&mut config);
+        let (datapath, report) = Datapath::open(&config).expect("the programs load");
         let rig = Self { datapath, report, folder };
         rig.datapath.upsert_pod(&pod(IFINDEX, 1, "10.0.0.1", "fd00::1")).expect("room");
         rig.datapath.upsert_pod(&pod(OTHER_IFINDEX, 2, "10.0.0.2", "fd00::2")).expect("room");
@@ -109,6 +118,43 @@ impl Rig {
         }
         self.datapath.set_slots(0, &ids).expect("room");
         self.frontend(vip, port, proto, kind::BALANCE, u16::try_from(ids.len()).expect("few"));
+    }
+
+    /// The same with `sessionAffinity: ClientIP`.
+    pub(super) fn sticky(&self, vip: &str, proto: u8, seconds: u32, backends: &[(&str, u16)]) {
+        self.service(vip, 80, proto, backends);
+        let frontend = Frontend {
+            service: SERVICE,
+            backends: u16::try_from(backends.len()).expect("few"),
+            flags: frontend_flag::AFFINITY,
+            affinity_seconds: seconds,
+            ..Frontend::default()
+        };
+        self.datapath.set_frontend(&frontend_key(vip, 80, proto), &frontend).expect("room");
+    }
+
+    /// The row of a client in the table of affinities, changed.
+    pub(super) fn age(&self, client: Addr, change: impl FnOnce(&mut Affinity)) {
+        let key = AffinityKey { client, service: SERVICE };
+        let mut rows = locked(&self.datapath.affinity);
+        let mut row = rows.get(&key, 0).expect("a row");
+        change(&mut row);
+        rows.insert(key, row, 0).expect("room");
+    }
+
+    /// Forgets all flows and affinities.
+    pub(super) fn forget(&self) {
+        for row in self.datapath.flows().expect("readable") {
+            self.datapath.remove_flow(&row.key).expect("removable");
+        }
+        for (key, _) in self.datapath.affinities().expect("readable") {
+            locked(&self.datapath.affinity).remove(&key).expect("removable");
+        }
+    }
+
+    /// Writes a frontend's row as it is, seal included.
+    pub(super) fn raw_frontend(&self, key: &FrontendKey, row: &Frontend) {
+        locked(&self.datapath.frontends).insert(key, row, 0).expect("room");
     }
 
     pub(super) fn backend(&self, id: u32, ip: &str, port: u16, proto: u8, state: u8, generation: u32) {
