@@ -5,7 +5,9 @@
 //! pinned maps as they are and swaps its programs in atomically. Only this module knows aya.
 
 mod attach;
+mod batch;
 pub mod config;
+pub mod conversation;
 mod error;
 pub mod events;
 mod flows;
@@ -50,7 +52,7 @@ pub struct Datapath {
     nursery: Mutex<HashMap<MapData, FlowKey, Flow>>,
     shares: Mutex<HashMap<MapData, u32, Share>>,
     flow_counts: PerCpuArray<MapData, u64>,
-    drops: PerCpuHashMap<MapData, DropKey, Count>,
+    drops: Mutex<PerCpuHashMap<MapData, DropKey, Count>>,
     drop_totals: PerCpuArray<MapData, Count>,
     paths: PerCpuArray<MapData, Count>,
     events: Mutex<Option<RingBuf<MapData>>>,
@@ -70,6 +72,12 @@ impl Datapath {
     /// program, or this binary was built without BPF programs.
     pub fn open(config: &Config) -> Result<(Self, OpenReport), Error> {
         object::open(config)
+    }
+
+    /// The configuration in force: sizes are those that the tables have.
+    #[must_use]
+    pub const fn config(&self) -> &Config {
+        &self.config
     }
 }
 

@@ -1,5 +1,6 @@
 //! What the programs tell: the ring buffer of drops, and the counters.
 
+use super::pods::absent_is_fine;
 use super::{Datapath, Error, locked};
 use aya::maps::{MapData, PerCpuValues, RingBuf};
 use netd_bpf::event::{Count, Drop, DropKey, path, reason, stage, total_index};
@@ -41,10 +42,20 @@ impl Datapath {
     /// # Errors
     /// The kernel refuses the walk.
     pub fn drop_counts(&self) -> Result<Vec<(DropKey, Count)>, Error> {
-        self.drops
+        locked(&self.drops)
             .iter()
             .map(|row| row.map(|(key, values)| (key, sum(&values))).map_err(Error::map("DROPS")))
             .collect()
+    }
+
+    /// Forgets the drops of a pod that goes: its number will be another's.
+    pub(super) fn forget_drops(&self, endpoint: u32) -> Result<(), Error> {
+        let mut drops = locked(&self.drops);
+        let keys: Vec<DropKey> = drops.keys().flatten().filter(|key| key.endpoint == endpoint).collect();
+        for key in keys {
+            absent_is_fine(drops.remove(&key), "DROPS")?;
+        }
+        Ok(())
     }
 
     /// Drops so far by stage and reason; these only grow.

@@ -109,11 +109,11 @@ pub(super) fn open(config: &Config) -> Result<(Datapath, OpenReport), Error> {
             take("FLOW_COUNTS")?,
             PerCpuArray::try_from,
         )?,
-        drops: typed::<PerCpuHashMap<MapData, DropKey, Count>>(
+        drops: Mutex::new(typed::<PerCpuHashMap<MapData, DropKey, Count>>(
             "DROPS",
             take("DROPS")?,
             PerCpuHashMap::try_from,
-        )?,
+        )?),
         paths: typed::<PerCpuArray<MapData, Count>>("PATHS", take("PATHS")?, PerCpuArray::try_from)?,
         drop_totals: typed::<PerCpuArray<MapData, Count>>(
             "DROP_TOTALS",

@@ -34,6 +34,7 @@ impl Datapath {
     pub fn remove_pod(&self, pod: &Pod) -> Result<(), Error> {
         absent_is_fine(locked(&self.pod_by_ifindex).remove(&pod.ifindex), "POD_BY_IFINDEX")?;
         absent_is_fine(locked(&self.shares).remove(&pod.endpoint), "SHARES")?;
+        self.forget_drops(pod.endpoint)?;
         let mut by_addr = locked(&self.pod_by_addr);
         for addr in addresses(pod) {
             match by_addr.get(&addr, 0) {

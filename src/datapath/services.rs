@@ -1,8 +1,9 @@
 //! Service rows; `service::tables` decides what to write, and in which order.
 
 use super::pods::absent_is_fine;
-use super::{Datapath, Error, locked};
+use super::{Datapath, Error, batch, locked};
 use netd_bpf::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, backend_state, seal};
+use std::ops::ControlFlow;
 
 impl Datapath {
     /// All frontends, without their seals; a row whose seal is broken has one that is not 0, and so equals
@@ -11,12 +12,16 @@ impl Datapath {
     /// # Errors
     /// The kernel refuses the walk.
     pub fn frontends(&self) -> Result<Vec<(FrontendKey, Frontend)>, Error> {
-        let unsealed = |(key, mut row): (FrontendKey, Frontend)| {
-            row.seal = if row.seal == seal(&key, &row) { 0 } else { row.seal.max(1) };
-            (key, row)
+        let unsealed = |key: &FrontendKey, mut row: Frontend| {
+            row.seal = if row.seal == seal(key, &row) { 0 } else { row.seal.max(1) };
+            (*key, row)
         };
-        let rows = locked(&self.frontends).iter().map(|row| row.map(unsealed)).collect::<Result<_, _>>();
-        rows.map_err(Error::map("FRONTENDS"))
+        let mut all = Vec::new();
+        batch::visit("FRONTENDS", &self.pins.map("FRONTENDS"), None, |keys, rows| {
+            all.extend(keys.iter().zip(rows).map(|(key, row)| unsealed(key, *row)));
+            ControlFlow::Continue(())
+        })?;
+        Ok(all)
     }
 
     /// Backend ids in the `count` slots from `base`; those beyond the table are missing.
@@ -24,10 +29,16 @@ impl Datapath {
     /// # Errors
     /// The kernel refuses the look-up.
     pub fn slots(&self, base: u32, count: u32) -> Result<Vec<u32>, Error> {
-        let slots = locked(&self.slots);
-        (base..base.saturating_add(count).min(slots.len()))
-            .map(|slot| slots.get(&slot, 0).map_err(Error::map("SLOTS")))
-            .collect()
+        let count = count as usize;
+        let mut all: Vec<u32> = Vec::new();
+        if base >= locked(&self.slots).len() {
+            return Ok(all);
+        }
+        batch::visit("SLOTS", &self.pins.map("SLOTS"), base.checked_sub(1), |_: &[u32], ids| {
+            all.extend(ids.iter().take(count - all.len()));
+            if all.len() < count { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+        Ok(all)
     }
 
     /// All backends that are not free, by id.
@@ -36,12 +47,11 @@ impl Datapath {
     /// The kernel refuses a look-up.
     pub fn backends(&self) -> Result<Vec<(u32, Backend)>, Error> {
         let mut used = Vec::new();
-        for (id, backend) in (0..).zip(locked(&self.backends).iter()) {
-            let backend = backend.map_err(Error::map("BACKENDS"))?;
-            if backend.state != backend_state::FREE || backend.generation != 0 {
-                used.push((id, backend));
-            }
-        }
+        batch::visit("BACKENDS", &self.pins.map("BACKENDS"), None, |ids: &[u32], rows: &[Backend]| {
+            let rows = ids.iter().zip(rows).map(|(id, row)| (*id, *row));
+            used.extend(rows.filter(|(_, row)| row.state != backend_state::FREE || row.generation != 0));
+            ControlFlow::Continue(())
+        })?;
         Ok(used)
     }
 

@@ -4,6 +4,8 @@
 #[cfg(not(netd_bpf_stub))]
 mod affinity;
 #[cfg(not(netd_bpf_stub))]
+mod conversations;
+#[cfg(not(netd_bpf_stub))]
 mod flows;
 #[cfg(not(netd_bpf_stub))]
 mod frames;
