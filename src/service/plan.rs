@@ -93,6 +93,12 @@ pub struct DesiredService {
 }
 
 impl DesiredService {
+    /// True if none of its frontends has a backend.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.frontends.iter().all(|frontend| frontend.backends.is_empty())
+    }
+
     /// The name of the port that a frontend of this Service stands for.
     #[must_use]
     pub fn port_name(&self, frontend: &DesiredFrontend) -> PortName {

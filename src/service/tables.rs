@@ -33,7 +33,9 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
-use write::{Place, row};
+use write::Place;
+
+pub(super) use write::row;
 
 pub use admit::{Reason, Refusal};
 pub use read::{Drift, Kernel};

@@ -7,7 +7,7 @@ use crate::service::plan::PortName;
 use crate::service::tables::NameChange;
 use serde::Serialize;
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{PoisonError, RwLock};
 
 /// A service number.
@@ -49,6 +49,21 @@ impl Names {
     #[must_use]
     pub fn backend(&self, id: u32) -> Option<BackendLabel> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).backends.get(&id).cloned()
+    }
+
+    /// The Services by number.
+    #[must_use]
+    pub fn services(&self) -> HashMap<u32, ObjectName> {
+        let inner = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        inner.services.iter().map(|(number, label)| (*number, label.port.service.clone())).collect()
+    }
+
+    /// The backends' pods by address, of those that are known.
+    #[must_use]
+    pub fn pods(&self) -> HashMap<IpAddr, ObjectName> {
+        let inner = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let pod = |label: &BackendLabel| Some((label.address.ip(), label.pod.clone()?));
+        inner.backends.values().filter_map(pod).collect()
     }
 
     /// Takes over changes; `anew` forgets all that was before.

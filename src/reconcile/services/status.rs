@@ -11,6 +11,8 @@ pub struct ServiceStatus {
     pub generation: Option<u64>,
     /// Services of that snapshot that have a frontend.
     pub services: usize,
+    /// Those of them that have no endpoint at all.
+    pub without_endpoints: usize,
     /// Time from plan to last write of the last change, in microseconds.
     pub took_us: u64,
     /// How full the tables are.

@@ -151,6 +151,8 @@ impl<M: ServiceMaps> Worker<M> {
         }
         self.status.conflicts.clone_from(&goal.desired.conflicts);
         self.status.services = goal.desired.services.len();
+        let empty = goal.desired.services.iter().filter(|service| service.is_empty());
+        self.status.without_endpoints = empty.count();
         let (generation, writes) = (goal.generation, plan.ops.len());
         self.write(plan)?;
         self.status.generation = Some(generation);

@@ -171,7 +171,12 @@ impl Tables {
 }
 
 /// The row of a frontend. Lists longer than the row can count are refused before.
-pub(super) fn row(frontend: &DesiredFrontend, service: u32, slot_base: u32, generation: u32) -> Frontend {
+pub(in crate::service) fn row(
+    frontend: &DesiredFrontend,
+    service: u32,
+    slot_base: u32,
+    generation: u32,
+) -> Frontend {
     let count = |n: usize| u16::try_from(n).unwrap_or(u16::MAX);
     Frontend {
         service,
