@@ -8,7 +8,8 @@
 //! | `addresses` | this node's ranges, from the configuration or its Node object → the ledger |
 //! | `audit` | pods: ledger, links, programs and rows, compared every five minutes |
 //! | `install` | the CNI plugin and its conflist, once the agent is ready |
-//! | `drops` | the datapath's drop events → log and ring |
+//! | `drops` | the datapath's drop events → log, ring and monitor |
+//! | `changes` | what changes, while somebody watches → monitor |
 //! | `api`, `metrics` | HTTP on the Unix socket and on TCP |
 //!
 //! Start: the node's lock, the datapath (which adopts what an earlier agent left), the ledger and its
@@ -17,13 +18,17 @@
 
 mod addresses;
 mod api;
+mod changes;
 pub mod config;
 mod drops;
 mod lock;
 mod metrics;
+mod monitor;
 mod plumbing;
+mod questions;
 mod ready;
 mod reload;
+mod requests;
 mod seams;
 mod state;
 mod tasks;
@@ -44,8 +49,10 @@ use crate::store::Store;
 use crate::telemetry::logs;
 use crate::telemetry::metrics::Metrics;
 use arc_swap::ArcSwapOption;
+use monitor::Monitor;
 use plumbing::Kernel;
 use ready::Readiness;
+use requests::Requests;
 use seams::{Maps, OnNode};
 use state::State;
 use std::net::TcpListener;
@@ -231,8 +238,10 @@ async fn start(config: Config, started: Instant) -> Result<Agent, Error> {
     let (cni, recovery) = Server::open(kernel, options).await?;
     tell(&recovery);
 
+    let monitor = Monitor::default();
     let state = Arc::new(State {
         node: config.agent.node.clone(),
+        source: config.directory.path.clone(),
         started,
         mtu,
         datapath,
@@ -243,6 +252,9 @@ async fn start(config: Config, started: Instant) -> Result<Agent, Error> {
         tasks: tasks.clone(),
         readiness: readiness.clone(),
         drops: drops::Drops::default(),
+        requests: Arc::new(Requests::new(monitor.clone())),
+        monitor,
+        book: std::sync::Mutex::default(),
         announced: false.into(),
     });
     let service_metrics = ServiceMetrics::default();
@@ -268,6 +280,7 @@ async fn start(config: Config, started: Instant) -> Result<Agent, Error> {
     agent.spawn_addresses();
     agent.spawn_audit();
     agent.spawn_drops();
+    agent.spawn_changes();
     agent.spawn_install();
     agent.spawn_api(listener, public, metrics);
     Ok(agent)
@@ -417,6 +430,11 @@ impl Agent {
         });
     }
 
+    fn spawn_changes(&self) {
+        let state = Arc::clone(&self.state);
+        self.tasks.spawn("changes", move |cancel| changes::run(Arc::clone(&state), cancel));
+    }
+
     /// The conflist comes last: a runtime takes the node for ready when it sees it.
     fn spawn_install(&self) {
         if !self.config.cni.install {
@@ -450,7 +468,7 @@ impl Agent {
 
     fn spawn_api(&self, listener: UnixListener, public: Option<TcpListener>, metrics: Metrics) {
         let shared = api::Shared { state: Arc::clone(&self.state), metrics: Arc::new(metrics) };
-        let cni = server::router(Arc::clone(&self.state.cni));
+        let cni = server::router(Arc::clone(&self.state.cni), Arc::clone(&self.state.requests));
         self.tasks.spawn("api", {
             let shared = shared.clone();
             move |cancel| {

@@ -5,7 +5,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | 0 | `netd_bpf` (the kernel ABI), [`model`], each module's `config` |
+//! | 0 | `netd_bpf` (the kernel ABI), [`model`], [`answer`], each module's `config` |
 //! | 1 | [`config`], [`datapath`], [`directory`], [`net`], [`telemetry`] |
 //! | 2 | pure planners and cores: [`service`], [`ipam`], `net::plan`, `cni::types` |
 //! | 3 | [`store`], [`reconcile`], [`cni`] |
@@ -13,6 +13,7 @@
 //! | 5 | [`cli`] |
 
 pub mod agent;
+pub mod answer;
 pub mod cli;
 pub mod cni;
 pub mod config;

@@ -6,10 +6,19 @@
 //! | `GET /healthz` | 200 while the agent serves |
 //! | `GET /readyz` | 200, or 503 with what is pending |
 //! | `GET /metrics` | OpenMetrics text |
-//! | `GET /v1/status` | everything, as JSON (socket only) |
-//! | `GET /v1/drops?limit=N` | the newest drops (socket only) |
-//! | `POST /v1/cni/{add,del,check,gc,status}` | the CNI plugin's questions (socket only) |
+//! | `GET /v1/status` | how all is: [`answer::status`] |
+//! | `GET /v1/endpoints?pod=` | pods of this node: [`answer::endpoints`] |
+//! | `GET /v1/services`, `GET /v1/service?name=` | Services: [`answer::services`] |
+//! | `GET /v1/conntrack?pod=&service=&protocol=&state=&address=&limit=` | flows, a line each: [`answer::conntrack`] |
+//! | `GET /v1/conntrack/summary` | flows, counted |
+//! | `GET /v1/events?drops=&pod=&reason=` | what happens, a line each, without end: [`answer::event`] |
+//! | `GET /v1/drops?limit=N` | the newest drops |
+//! | `POST /v1/cni/{add,del,check,gc,status}` | the CNI plugin's questions |
+//!
+//! What begins with `/v1` is on the socket only. A question that cannot be answered gets a status of 400, 404
+//! or 500 and [`answer::Refused`].
 
+use super::questions;
 use super::state::State as Agent;
 use super::tasks::Failure;
 use crate::telemetry::metrics::{CONTENT_TYPE, Metrics};
@@ -62,8 +71,8 @@ pub(super) async fn serve_socket(
 ) -> Result<(), Failure> {
     let listener = UnixListener::from_std(listener)?;
     let router = public()
-        .route("/v1/status", get(status))
         .route("/v1/drops", get(drops))
+        .merge(questions::router())
         .with_state(shared)
         .merge(cni)
         .layer(middleware::from_fn(root_only))
@@ -128,7 +137,9 @@ async fn readyz(State(shared): State<Shared>) -> Response {
 }
 
 /// Reading the kernel's tables takes system calls by the thousand: not on a worker of the runtime.
-async fn blocking<T: Send + 'static>(read: impl FnOnce() -> T + Send + 'static) -> Result<T, Response> {
+pub(super) async fn blocking<T: Send + 'static>(
+    read: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Response> {
     tokio::task::spawn_blocking(read)
         .await
         .map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response())
@@ -140,11 +151,6 @@ async fn metrics(State(shared): State<Shared>) -> Result<Response, Response> {
         Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
         Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be written\n").into_response(),
     })
-}
-
-async fn status(State(shared): State<Shared>) -> Result<Response, Response> {
-    let status = blocking(move || shared.state.status()).await?;
-    Ok(Json(status).into_response())
 }
 
 #[derive(serde::Deserialize)]

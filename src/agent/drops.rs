@@ -47,6 +47,8 @@ pub(super) struct Dropped {
     pub(super) length: u32,
     /// Ethernet protocol number.
     pub(super) ethertype: u32,
+    /// TCP flags byte.
+    pub(super) tcp_flags: u8,
 }
 
 /// Names of the datapath's numbers at this moment.
@@ -55,6 +57,8 @@ pub(super) trait Names: Send + Sync {
     fn pod(&self, endpoint: u32) -> Option<String>;
     /// Namespace, name and port of a Service port.
     fn service(&self, service: u32) -> Option<String>;
+    /// Hears of each drop.
+    fn dropped(&self, _: &Dropped) {}
 }
 
 /// The ring of the newest drops.
@@ -84,6 +88,7 @@ impl Drops {
             read += 1;
             let dropped = describe(&events.next().await?, names);
             log.note(&dropped, Instant::now());
+            names.dropped(&dropped);
             let mut ring = self.ring();
             if ring.len() == KEPT {
                 ring.pop_front();
@@ -115,6 +120,7 @@ fn describe(event: &Drop, names: &dyn Names) -> Dropped {
         service: names.service(event.service),
         length: event.length,
         ethertype: event.ethertype,
+        tcp_flags: event.tcp_flags,
     }
 }
 

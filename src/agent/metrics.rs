@@ -1,15 +1,18 @@
 //! The agent's own metrics: read from where they are when Prometheus asks.
 
 use super::drops::{reason_name, stage_name};
+use super::questions::tables;
 use super::state::State;
 use crate::reconcile::services::ServiceMetrics;
 use crate::telemetry::metrics::Metrics;
 use netd_bpf::event::Count;
+use netd_bpf::flow::flow_count;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::info::Info;
 use std::fmt;
 use std::sync::{Arc, Weak};
 
@@ -17,6 +20,13 @@ use std::sync::{Arc, Weak};
 pub(super) fn build(state: &Arc<State>, services: &ServiceMetrics) -> Metrics {
     let mut metrics = Metrics::new();
     services.register(metrics.registry());
+    state.requests.register(metrics.registry());
+    let build = vec![
+        ("version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("schema", netd_bpf::SCHEMA.to_string()),
+        ("arch", std::env::consts::ARCH.to_owned()),
+    ];
+    metrics.registry().register("build", "What this netd is", Info::new(build));
     metrics.registry().register_collector(Box::new(Agent(Arc::downgrade(state))));
     metrics
 }
@@ -34,6 +44,16 @@ struct DropLabels {
 #[derive(Debug, EncodeLabelSet)]
 struct Named {
     name: &'static str,
+}
+
+#[derive(Debug, EncodeLabelSet)]
+struct InTable {
+    table: String,
+}
+
+#[derive(Debug, EncodeLabelSet)]
+struct FlowEvent {
+    event: &'static str,
 }
 
 #[derive(Debug, EncodeLabelSet)]
@@ -66,6 +86,8 @@ impl Collector for Agent {
         )?)?;
         drops(&state, &mut encoder)?;
         paths(&state, &mut encoder)?;
+        flow_events(&state, &mut encoder)?;
+        table_rows(&state, &mut encoder)?;
         let mut restarts = encoder.encode_descriptor(
             "task_restarts",
             "Times a task was started again",
@@ -115,6 +137,37 @@ fn paths(state: &State, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         encoder.encode_descriptor("bytes", "Bytes by the way they left", None, MetricType::Counter)?;
     for (path, count) in &counts {
         ConstCounter::new(count.bytes).encode(family.encode_family(&Path { path })?)?;
+    }
+    Ok(())
+}
+
+/// All of them from the start, as with drops.
+fn flow_events(state: &State, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let Ok(counts) = state.datapath.flow_counts() else { return Ok(()) };
+    let help = "What became of rows of flows";
+    let mut family = encoder.encode_descriptor("flow_events", help, None, MetricType::Counter)?;
+    for (event, count) in flow_count::NAMES.into_iter().zip(counts) {
+        ConstCounter::new(count).encode(family.encode_family(&FlowEvent { event })?)?;
+    }
+    Ok(())
+}
+
+/// Tables of which nobody knows how full they are have a limit only.
+fn table_rows(state: &State, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let services = state.services.load().as_ref().map(|handle| handle.status.borrow().clone());
+    let tables = tables(state, &services.unwrap_or_default());
+    let gauge = |rows: u64| ConstGauge::new(i64::try_from(rows).unwrap_or(i64::MAX));
+    let help = "Rows of the datapath's tables in use";
+    let mut family = encoder.encode_descriptor("table_rows", help, None, MetricType::Gauge)?;
+    for table in &tables {
+        if let Some(used) = table.used {
+            gauge(used).encode(family.encode_family(&InTable { table: table.table.clone() })?)?;
+        }
+    }
+    let help = "Rows of the datapath's tables";
+    let mut family = encoder.encode_descriptor("table_rows_limit", help, None, MetricType::Gauge)?;
+    for table in tables {
+        gauge(table.limit).encode(family.encode_family(&InTable { table: table.table })?)?;
     }
     Ok(())
 }

@@ -1,29 +1,30 @@
-//! What the tasks share, and what of it is told as the agent's status.
+//! What the tasks share.
 
-use super::drops::{Drops, Names};
+use super::drops::{Dropped, Drops, Names};
+use super::monitor::{Monitor, drop_event};
 use super::plumbing::Kernel;
+use super::questions::Book;
 use super::ready::Readiness;
-use super::tasks::{self, Tasks};
+use super::requests::Requests;
+use super::tasks::Tasks;
 use crate::cni::server::Server;
 use crate::datapath::Datapath;
 use crate::reconcile::node::NodeStatus;
 use crate::reconcile::services::Handle;
 use crate::store::Store;
-use crate::telemetry::chain;
 use arc_swap::ArcSwapOption;
-use serde_json::{Value, json};
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use tokio::sync::watch;
-
-/// Version of the status's shape.
-const VERSION: u32 = 1;
 
 /// Shared by all tasks; each part is written by one of them.
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) node: String,
+    /// The watched folder.
+    pub(super) source: PathBuf,
     pub(super) started: Instant,
     pub(super) mtu: Arc<AtomicU32>,
     pub(super) datapath: Arc<Datapath>,
@@ -34,6 +35,10 @@ pub(super) struct State {
     pub(super) tasks: Tasks,
     pub(super) readiness: Readiness,
     pub(super) drops: Drops,
+    pub(super) monitor: Monitor,
+    pub(super) requests: Arc<Requests>,
+    /// The newest [`Book`], with the generations of model and ledger that it is of.
+    pub(super) book: Mutex<Option<((u64, u64), Arc<Book>)>>,
     pub(super) announced: AtomicBool,
 }
 
@@ -50,57 +55,14 @@ impl State {
         }
     }
 
-    /// Body of `/v1/status`: `ok` is false if anything is not as it should be.
-    pub(super) fn status(&self) -> Value {
-        let pending = self.readiness.pending();
-        let tasks = self.tasks.states();
-        let report = self.store.reports().borrow().clone();
-        let snapshot = self.store.current();
-        let services = self.services.load().as_ref().map(|handle| handle.status.borrow().clone());
-        let node = self.node_status.borrow().clone();
-        let paths = match self.datapath.path_counts() {
-            Ok(paths) => {
-                paths.iter().map(|(name, count)| ((*name).to_owned(), json!(count.packets))).collect()
-            }
-            Err(error) => json!({ "error": chain(&error) }),
-        };
-        let ranges: Vec<Value> = self
-            .cni
-            .usage()
-            .iter()
-            .map(|usage| {
-                json!({
-                    "range": usage.range,
-                    "draining": usage.draining,
-                    "size": usage.size.to_string(),
-                    "used": usage.used,
-                    "cooling": usage.cooling,
-                })
-            })
-            .collect();
-        let well = pending.is_empty()
-            && tasks.values().all(tasks::State::is_well)
-            && report.errors().next().is_none()
-            && services.as_ref().is_some_and(|services| services.is_well())
-            && node.is_well();
-        json!({
-            "version": VERSION,
-            "ok": well,
-            "netd": env!("CARGO_PKG_VERSION"),
-            "node": self.node,
-            "pid": std::process::id(),
-            "uptime_seconds": self.started.elapsed().as_secs(),
-            "pending": pending,
-            "tasks": tasks,
-            "source": { "generation": snapshot.generation, "synced": snapshot.synced, "report": *report },
-            "services": services,
-            "network": { "mtu": self.mtu.load(Ordering::Relaxed), "node": *node },
-            "addresses": { "pods": self.cni.state().entries().count(), "ranges": ranges },
-            "datapath": {
-                "schema": netd_bpf::SCHEMA,
-                "packets": paths,
-            },
-        })
+    /// Names of pods by address. Put together anew when the model or the ledger changed.
+    fn book(&self) -> Arc<Book> {
+        let version = (self.store.current().generation, self.cni.state().generation());
+        let mut kept = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.as_ref().is_none_or(|(of, _)| *of != version) {
+            *kept = Some((version, Arc::new(Book::of(self))));
+        }
+        kept.as_ref().map(|(_, book)| Arc::clone(book)).unwrap_or_default()
     }
 }
 
@@ -117,5 +79,11 @@ impl Names for State {
     fn service(&self, service: u32) -> Option<String> {
         let handle = self.services.load();
         Some(handle.as_ref()?.names.service(service)?.port.to_string())
+    }
+
+    fn dropped(&self, dropped: &Dropped) {
+        if self.monitor.is_watched() {
+            self.monitor.tell(drop_event(dropped, &self.book()));
+        }
     }
 }

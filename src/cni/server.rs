@@ -29,7 +29,7 @@ use std::time::Duration;
 use tokio::sync::{RwLock, watch};
 use tokio_util::task::TaskTracker;
 
-pub use api::router;
+pub use api::{Answered, Observer, router};
 pub use plumbing::{
     Fault, Host, HostEnd, Interface, Link, Lookup, Plumbing, Row, Status, alias, parse_alias,
 };

@@ -94,6 +94,14 @@ impl Collector for Process {
     }
 }
 
+/// Resident memory of this process in bytes; none if `/proc` cannot be read.
+#[must_use]
+pub fn resident_bytes() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(line.split_ascii_whitespace().next()?.parse::<u64>().ok()? * 1024)
+}
+
 /// What is taken from `/proc/self/stat`, in seconds.
 #[derive(Debug, PartialEq)]
 struct Stat {

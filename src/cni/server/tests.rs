@@ -421,13 +421,29 @@ impl crate::cni::plugin::Kernel for NoKernel {
     }
 }
 
+/// Notes what it hears.
+#[derive(Default)]
+struct Notes(std::sync::Mutex<Vec<String>>);
+
+impl Observer for Notes {
+    fn answered(&self, answered: &Answered<'_>) {
+        let Answered { verb, attachment, pod, addresses, error, .. } = answered;
+        let of = attachment.map(|one| one.container_id.as_str());
+        let pod = pod.as_ref().map(ToString::to_string);
+        let code = error.map(|error| error.code.0);
+        self.0.lock().unwrap().push(format!("{verb} {of:?} {pod:?} {addresses:?} {code:?}"));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_plugin_reaches_the_server_over_its_socket() {
     let (world, dir) = (World::default(), tempfile::tempdir().unwrap());
     let (server, _) = open(&world, dir.path()).await;
     let socket = dir.path().join("netd.sock");
     let listener = tokio::net::UnixListener::bind(&socket).unwrap();
-    let serving = tokio::spawn(axum::serve(listener, router(Arc::clone(&server))).into_future());
+    let notes = Arc::new(Notes::default());
+    let router = router(Arc::clone(&server), Arc::clone(&notes));
+    let serving = tokio::spawn(axum::serve(listener, router).into_future());
 
     let call = |command: &'static str, more: serde_json::Value| {
         let mut config = serde_json::json!({"cniVersion": "1.1.0", "name": "netd", "socket": socket});
@@ -471,5 +487,14 @@ async fn the_plugin_reaches_the_server_over_its_socket() {
         assert_eq!(call("DEL", none.clone()).await, (true, String::new()));
     }
     assert_agree(&server, &world);
+    insta::assert_snapshot!(notes.0.lock().unwrap().join("\n"), @r#"
+    ADD Some("c1") Some("shop/c1") [10.0.0.1, fd00::1] None
+    ADD Some("c1") Some("shop/c1") [] Some(100)
+    CHECK Some("c1") Some("shop/c1") [] None
+    STATUS None None [] None
+    GC None None [] None
+    DEL Some("c1") Some("shop/c1") [] None
+    DEL Some("c1") None [] None
+    "#);
     serving.abort();
 }

@@ -8,7 +8,8 @@ pub(super) const PURE: u8 = 2;
 
 /// Modules and their layers. The longest match wins, so that one folder can span layers; whatever is below a
 /// listed module is of its layer.
-const LAYERS: [(&str, u8); 39] = [
+const LAYERS: [(&str, u8); 40] = [
+    ("answer", BASE),
     ("model", BASE),
     ("config", 1),
     ("datapath", 1),

@@ -1,0 +1,379 @@
+//! The answers to `netd conntrack`: flows by name, in a stream, and their summary.
+//!
+//! The tables are walked on a blocking thread, some thousand rows per system call, and told as they come: a
+//! table of any size costs the agent a few hundred kilobytes.
+
+use super::ask::{Book, Refusal, pick};
+use super::status::flow_events;
+use crate::agent::state::State;
+use crate::answer::conntrack::{
+    Fill, Flow, Group, Head, Line, PodFlows, State as FlowState, Summary, Table, Tail,
+};
+use crate::answer::{document, protocol};
+use crate::datapath::conversation::{self, Conversation, now};
+use crate::model::ObjectName;
+use crate::telemetry::chain;
+use axum::body::{Body, Bytes};
+use futures_util::stream;
+use ipnet::IpNet;
+use netd_bpf::flow::role;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+
+/// Bytes gathered before they are handed on.
+const CHUNK: usize = 32 << 10;
+
+/// Pods in a summary.
+const PODS: usize = 1024;
+
+/// The question, as it comes.
+#[derive(Debug, Default, serde::Deserialize)]
+pub(in crate::agent) struct Asked {
+    pod: Option<String>,
+    service: Option<String>,
+    protocol: Option<String>,
+    state: Option<FlowState>,
+    address: Option<String>,
+    limit: Option<usize>,
+}
+
+/// Which flows are wanted, and the names to tell them by.
+pub(in crate::agent) struct Question {
+    limit: Option<usize>,
+    pod: Option<HashSet<IpAddr>>,
+    service: Option<ObjectName>,
+    protocol: Option<u8>,
+    state: Option<FlowState>,
+    address: Option<IpNet>,
+    book: Book,
+    services: HashMap<u32, ObjectName>,
+}
+
+impl Question {
+    /// Understands it.
+    ///
+    /// # Errors
+    /// A name is unknown, or something is not what it ought to be.
+    pub(in crate::agent) fn new(asked: Asked, state: &State) -> Result<Self, Refusal> {
+        let book = Book::of(state);
+        let services =
+            state.services.load().as_ref().map(|handle| handle.names.services()).unwrap_or_default();
+        let pod = match asked.pod {
+            Some(pod) => Some(book.addresses(&pod)?.1.into_iter().collect()),
+            None => None,
+        };
+        let service = match asked.service {
+            Some(asked) => {
+                let model = state.store.current();
+                // One that was deleted may still have flows.
+                Some(pick("Service", &asked, model.model.services.keys().chain(services.values()))?)
+            }
+            None => None,
+        };
+        Ok(Self {
+            limit: asked.limit,
+            pod,
+            service,
+            protocol: asked.protocol.as_deref().map(protocol_number).transpose()?,
+            state: asked.state,
+            address: asked.address.as_deref().map(network).transpose()?,
+            book,
+            services,
+        })
+    }
+
+    /// Of what both rows of a flow tell alike.
+    fn wants(&self, flow: &Conversation) -> bool {
+        let ends = || {
+            let frontend = flow.frontend.map(|at| at.ip());
+            [Some(flow.client.ip()), frontend, Some(flow.server.ip())].into_iter().flatten()
+        };
+        self.protocol.is_none_or(|proto| proto == flow.proto)
+            && self.service.as_ref().is_none_or(|service| self.services.get(&flow.service) == Some(service))
+            && self.pod.as_ref().is_none_or(|pod| ends().any(|ip| pod.contains(&ip)))
+            && self.address.is_none_or(|net| ends().any(|ip| net.contains(&ip)))
+    }
+
+    fn told(&self, flow: &Conversation, now: u32) -> Flow {
+        Flow {
+            protocol: protocol(flow.proto),
+            client: flow.client,
+            client_pod: self.book.pod(flow.client.ip()),
+            frontend: flow.frontend,
+            service: self.services.get(&flow.service).map(ToString::to_string),
+            server: flow.server,
+            server_pod: self.book.pod(flow.server.ip()),
+            translated_port: flow.client_port_there,
+            state: shown(flow.state),
+            table: table(flow.established),
+            age_seconds: flow.age(now),
+            idle_seconds: flow.idle(now),
+            expires_in_seconds: flow.expires_in(now),
+            endpoint: flow.owner,
+            half: !flow.whole,
+            hairpin: flow.hairpin,
+            from_stack: flow.from_stack,
+            refused: flow.refused,
+        }
+    }
+}
+
+const fn shown(state: conversation::State) -> FlowState {
+    match state {
+        conversation::State::Opening => FlowState::Opening,
+        conversation::State::Established => FlowState::Established,
+        conversation::State::HalfClosed => FlowState::HalfClosed,
+        conversation::State::Closed => FlowState::Closed,
+        conversation::State::OneWay => FlowState::OneWay,
+        conversation::State::TwoWay => FlowState::TwoWay,
+    }
+}
+
+const fn table(established: bool) -> Table {
+    if established { Table::Established } else { Table::Nursery }
+}
+
+fn protocol_number(asked: &str) -> Result<u8, Refusal> {
+    let named = [1, 6, 17, 58, 132].into_iter().find(|number| protocol(*number).eq_ignore_ascii_case(asked));
+    let number = named.or_else(|| asked.parse().ok());
+    number.ok_or_else(|| {
+        Refusal::Bad(format!("{asked} is no protocol: tcp, udp, sctp, icmp, icmpv6 or a number"))
+    })
+}
+
+fn network(asked: &str) -> Result<IpNet, Refusal> {
+    let address = asked.parse::<IpAddr>().map(IpNet::from);
+    address
+        .or_else(|_| asked.parse())
+        .map_err(|_| Refusal::Bad(format!("{asked} is neither an address nor a range")))
+}
+
+/// Lines on their way to who asked.
+struct Lines {
+    buffer: Vec<u8>,
+    to: mpsc::Sender<Bytes>,
+}
+
+impl Lines {
+    /// Breaks off when nobody reads any more.
+    fn push(&mut self, line: &impl serde::Serialize) -> ControlFlow<()> {
+        // Only what cannot be JSON at all fails here, and nothing of this is.
+        serde_json::to_writer(&mut self.buffer, line).ok();
+        self.buffer.push(b'\n');
+        if self.buffer.len() < CHUNK { ControlFlow::Continue(()) } else { self.flush() }
+    }
+
+    fn flush(&mut self) -> ControlFlow<()> {
+        match self.to.blocking_send(std::mem::take(&mut self.buffer).into()) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        }
+    }
+}
+
+/// A body of lines: [`Head`], flows, [`Tail`]. Slow readers are waited for.
+pub(in crate::agent) fn list(state: Arc<State>, question: Question) -> Body {
+    let (to, lines) = mpsc::channel(4);
+    tokio::task::spawn_blocking(move || walk(&state, &question, &mut Lines { buffer: Vec::new(), to }));
+    Body::from_stream(stream::unfold(lines, |mut lines| async move {
+        let chunk = lines.recv().await?;
+        Some((Ok::<_, Infallible>(chunk), lines))
+    }))
+}
+
+fn walk(state: &State, question: &Question, lines: &mut Lines) {
+    let head = Head { node: state.node.clone(), limit: question.limit };
+    if lines.push(&document(&head)).is_break() {
+        return;
+    }
+    let now = now();
+    let (mut matched, mut told) = (0_u64, 0_u64);
+    let mut gone = false;
+    let limit = question.limit.and_then(|limit| u64::try_from(limit).ok()).unwrap_or(u64::MAX);
+    let walked = state.datapath.visit_conversations(
+        |flow| question.wants(flow),
+        |flow| {
+            if question.state.is_some_and(|state| state != shown(flow.state)) {
+                return ControlFlow::Continue(());
+            }
+            matched += 1;
+            if told == limit {
+                return ControlFlow::Continue(());
+            }
+            told += 1;
+            let pushed = lines.push(&Line::Flow(Box::new(question.told(&flow, now))));
+            gone = pushed.is_break();
+            pushed
+        },
+    );
+    if gone {
+        return;
+    }
+    let last = match walked {
+        Ok(()) => Line::End(Tail { matched, told }),
+        Err(error) => Line::Error(chain(&error)),
+    };
+    // Whoever left before the end has lost nothing.
+    if lines.push(&last).is_continue() && lines.flush().is_break() {
+        tracing::debug!(target: "netd::api", "nobody waited for the last of the flows");
+    }
+}
+
+/// Counts all rows.
+///
+/// # Errors
+/// The kernel refuses.
+pub(in crate::agent) fn summary(state: &State) -> Result<Summary, Refusal> {
+    let mut rows: [u64; 2] = [0; 2];
+    let mut groups: HashMap<(u8, FlowState, Table), u64> = HashMap::new();
+    let mut owners: HashMap<u32, [u64; 2]> = HashMap::new();
+    let walked = state.datapath.visit_flows(|batch| {
+        for row in batch {
+            let [nursery, established] = &mut rows;
+            *if row.established { established } else { nursery } += 1;
+            let [nursery, established] = owners.entry(row.flow.owner).or_default();
+            *if row.established { established } else { nursery } += 1;
+            if row.flow.role != role::REPLY {
+                let state = shown(conversation::state(&row.flow, row.key.proto));
+                *groups.entry((row.key.proto, state, table(row.established))).or_default() += 1;
+            }
+        }
+        ControlFlow::Continue(())
+    });
+    walked.map_err(|error| Refusal::failed(&error))?;
+    let config = state.datapath.config();
+    let [nursery, established] = rows;
+    let tables = [("established", established, config.flows), ("nursery", nursery, config.nursery)];
+    let mut flows: Vec<Group> = groups
+        .into_iter()
+        .map(|((proto, state, table), flows)| Group { protocol: protocol(proto), state, table, flows })
+        .collect();
+    flows.sort();
+    let counts = state.datapath.flow_counts().map_err(|error| Refusal::failed(&error))?;
+    let limits = state.datapath.flow_limits();
+    let lifetimes = [
+        ("tcp opening", limits.tcp_opening),
+        ("tcp established", limits.tcp_established),
+        ("tcp half-closed", limits.tcp_half_closed),
+        ("tcp closed", limits.tcp_closed),
+        ("one-way", limits.one_way),
+        ("two-way", limits.two_way),
+    ];
+    Ok(Summary {
+        node: state.node.clone(),
+        tables: tables
+            .into_iter()
+            .map(|(name, used, limit)| (name.to_owned(), Fill { used, limit: limit.into() }))
+            .collect(),
+        flows,
+        pods: pods(state, owners),
+        events: flow_events(&counts),
+        lifetimes_seconds: lifetimes.into_iter().map(|(name, seconds)| (name.to_owned(), seconds)).collect(),
+    })
+}
+
+fn pods(state: &State, owners: HashMap<u32, [u64; 2]>) -> Vec<PodFlows> {
+    let ledger = state.cni.state();
+    let names: BTreeMap<u32, String> = ledger
+        .entries()
+        .filter_map(|entry| Some((entry.endpoint, entry.pod.as_ref()?.to_string())))
+        .collect();
+    let mut pods: Vec<PodFlows> = owners
+        .into_iter()
+        .map(|(endpoint, [nursery, established])| PodFlows {
+            pod: names.get(&endpoint).cloned(),
+            endpoint,
+            established,
+            limit: state.datapath.config().flows_per_pod.into(),
+            nursery,
+        })
+        .collect();
+    pods.sort_by_key(|pod| (std::cmp::Reverse((pod.established, pod.nursery)), pod.endpoint));
+    pods.truncate(PODS);
+    pods
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn question() -> Question {
+        Question {
+            limit: None,
+            pod: None,
+            service: None,
+            protocol: None,
+            state: None,
+            address: None,
+            book: Book::default(),
+            services: HashMap::from([(4, ObjectName::new("shop", "api"))]),
+        }
+    }
+
+    fn flow() -> Conversation {
+        Conversation {
+            proto: 6,
+            client: "10.0.0.1:4000".parse().unwrap(),
+            frontend: Some("10.96.0.1:80".parse().unwrap()),
+            server: "10.0.1.9:8080".parse().unwrap(),
+            client_port_there: None,
+            state: conversation::State::Established,
+            established: true,
+            whole: true,
+            hairpin: false,
+            from_stack: false,
+            refused: false,
+            service: 4,
+            backend: 1,
+            backend_generation: 1,
+            owner: 2,
+            created: 100,
+            last_seen: 150,
+            lifetime: 8000,
+        }
+    }
+
+    #[test]
+    fn every_filter_lets_its_own_through_and_nothing_else() {
+        let flow = flow();
+        let net = |text: &str| Some(network(text).unwrap());
+        let pod = |text: &str| Some(HashSet::from([text.parse().unwrap()]));
+        assert!(question().wants(&flow));
+        for (question, wanted) in [
+            (Question { protocol: Some(6), ..question() }, true),
+            (Question { protocol: Some(17), ..question() }, false),
+            (Question { service: Some(ObjectName::new("shop", "api")), ..question() }, true),
+            (Question { service: Some(ObjectName::new("shop", "db")), ..question() }, false),
+            (Question { address: net("10.0.0.1"), ..question() }, true),
+            (Question { address: net("10.96.0.0/16"), ..question() }, true),
+            (Question { address: net("10.0.1.9"), ..question() }, true),
+            (Question { address: net("fd00::/8"), ..question() }, false),
+            (Question { pod: pod("10.0.1.9"), ..question() }, true),
+            (Question { pod: pod("10.0.0.2"), ..question() }, false),
+            (Question { pod: pod("10.0.1.9"), protocol: Some(17), ..question() }, false),
+        ] {
+            assert_eq!(question.wants(&flow), wanted, "{:?} {:?}", question.address, question.pod);
+        }
+    }
+
+    #[test]
+    fn a_flow_is_told_by_names_and_times() {
+        let told = question().told(&flow(), 160);
+        assert_eq!((told.age_seconds, told.idle_seconds, told.expires_in_seconds), (60, 10, 7990));
+        assert_eq!((told.service.as_deref(), told.protocol.as_str()), (Some("shop/api"), "tcp"));
+        let overdue = question().told(&Conversation { lifetime: 5, ..flow() }, 160);
+        assert_eq!(overdue.expires_in_seconds, 0);
+    }
+
+    #[test]
+    fn what_is_asked_for_must_make_sense() {
+        assert_eq!(protocol_number("UDP"), Ok(17));
+        assert_eq!(protocol_number("47"), Ok(47));
+        assert!(matches!(protocol_number("tpc"), Err(Refusal::Bad(_))));
+        assert!(matches!(network("10.0.0.0/33"), Err(Refusal::Bad(_))));
+    }
+}

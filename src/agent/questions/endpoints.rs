@@ -1,0 +1,132 @@
+//! The answer to `netd endpoints`: the ledger's rows beside the datapath's.
+
+use super::ask::{Refusal, pick};
+use crate::agent::drops::{reason_name, stage_name};
+use crate::agent::state::State;
+use crate::answer::endpoints::{Drops, Endpoint, Endpoints};
+use crate::datapath;
+use crate::ipam::ledger::{Clock, Entry, Time};
+use crate::model::ObjectName;
+use netd_bpf::pod::Pod;
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+
+/// All of them, or those of one pod.
+///
+/// # Errors
+/// There is no such pod, or the kernel cannot be read.
+pub(in crate::agent) fn endpoints(state: &State, asked: Option<&str>) -> Result<Endpoints, Refusal> {
+    let ledger = state.cni.state();
+    let wanted =
+        asked.map(|asked| pick("pod on this node", asked, ledger.entries().filter_map(|e| e.pod.as_ref())));
+    let wanted: Option<ObjectName> = wanted.transpose()?;
+    let rows = state.datapath.pods().map_err(|error| Refusal::failed(&error))?;
+    let rows: HashMap<u32, Pod> = rows.into_iter().map(|pod| (pod.endpoint, pod)).collect();
+    let mut drops = drops(state).map_err(|error| Refusal::failed(&error))?;
+    let now = Clock::now().time;
+    let mut endpoints = Vec::new();
+    for entry in ledger.entries() {
+        if wanted.is_some() && entry.pod != wanted {
+            continue;
+        }
+        let share = state.datapath.share(entry.endpoint).map_err(|error| Refusal::failed(&error))?;
+        endpoints.push(Endpoint {
+            flows: share.unwrap_or_default(),
+            flows_limit: state.datapath.config().flows_per_pod.into(),
+            drops: drops.remove(&entry.endpoint).unwrap_or_default(),
+            ..describe(entry, rows.get(&entry.endpoint), now)
+        });
+    }
+    endpoints.sort_by(|a, b| {
+        (&a.pod, &a.container, &a.pod_interface).cmp(&(&b.pod, &b.container, &b.pod_interface))
+    });
+    Ok(Endpoints { node: state.node.clone(), endpoints })
+}
+
+/// Without what the datapath counts.
+fn describe(entry: &Entry, row: Option<&Pod>, now: Time) -> Endpoint {
+    let problem = match row {
+        None => Some("the datapath does not know it".to_owned()),
+        Some(row) => {
+            let set = [row.v4, row.v6].into_iter().filter(|addr| !addr.is_unspecified());
+            let has: Vec<IpAddr> = set.map(IpAddr::from).collect();
+            let same =
+                has.len() == entry.addresses.len() && has.iter().all(|ip| entry.addresses.contains(ip));
+            (!same).then(|| {
+                let list: Vec<String> = has.iter().map(ToString::to_string).collect();
+                format!("the datapath has other addresses for it: {}", list.join(", "))
+            })
+        }
+    };
+    Endpoint {
+        pod: entry.pod.as_ref().map(ToString::to_string),
+        container: entry.attachment.container_id.clone(),
+        pod_interface: entry.attachment.ifname.clone(),
+        interface: entry.host_name.clone(),
+        ifindex: row.map(|row| row.ifindex),
+        endpoint: entry.endpoint,
+        addresses: entry.addresses.clone(),
+        since: entry.allocated_at.to_string(),
+        age_seconds: now.since(entry.allocated_at).unwrap_or_default().as_secs(),
+        ok: problem.is_none(),
+        // The agent compares and mends then, as it does every five minutes.
+        next: problem.as_ref().map(|_| format!("kill -HUP {}", std::process::id())),
+        problem,
+        flows: 0,
+        flows_limit: 0,
+        drops: Vec::new(),
+    }
+}
+
+/// By endpoint, the most frequent first.
+fn drops(state: &State) -> Result<HashMap<u32, Vec<Drops>>, datapath::Error> {
+    let mut sums: BTreeMap<(u32, u8, u8), u64> = BTreeMap::new();
+    for (key, count) in state.datapath.drop_counts()? {
+        *sums.entry((key.endpoint, key.reason, key.stage)).or_default() += count.packets;
+    }
+    let mut drops: HashMap<u32, Vec<Drops>> = HashMap::new();
+    for ((endpoint, reason, stage), packets) in sums {
+        let (reason, stage) = (reason_name(reason).0.to_owned(), stage_name(stage).to_owned());
+        drops.entry(endpoint).or_default().push(Drops { reason, stage, packets });
+    }
+    for list in drops.values_mut() {
+        list.sort_by_key(|drops| std::cmp::Reverse(drops.packets));
+    }
+    Ok(drops)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cni::types::Attachment;
+
+    fn entry() -> Entry {
+        Entry {
+            attachment: Attachment { container_id: "c1".to_owned(), ifname: "eth0".to_owned() },
+            network: "netd".to_owned(),
+            pod: Some(ObjectName::new("shop", "web-0")),
+            pod_uid: None,
+            addresses: vec!["10.0.0.2".parse().unwrap(), "fd00::2".parse().unwrap()],
+            netns: None,
+            host_name: "nd1".to_owned(),
+            allocated_at: Clock::now().time,
+            endpoint: 7,
+        }
+    }
+
+    #[test]
+    fn the_ledger_and_the_datapath_are_compared() {
+        let addr = |text: &str| text.parse::<IpAddr>().unwrap().into();
+        let row =
+            Pod { v4: addr("10.0.0.2"), v6: addr("fd00::2"), ifindex: 12, endpoint: 7, ..Pod::default() };
+        let now = Clock::now().time;
+        let told = describe(&entry(), Some(&row), now);
+        assert_eq!((told.ok, told.ifindex, told.pod.as_deref()), (true, Some(12), Some("shop/web-0")));
+        assert_eq!(describe(&entry(), None, now).problem.as_deref(), Some("the datapath does not know it"));
+        let other = Pod { v6: addr("fd00::3"), ..row };
+        assert_eq!(
+            describe(&entry(), Some(&other), now).problem.as_deref(),
+            Some("the datapath has other addresses for it: 10.0.0.2, fd00::3")
+        );
+    }
+}

@@ -1,0 +1,294 @@
+//! The answers to `netd svc`: what is wanted, beside the kernel's maps as they are.
+
+use super::ask::{Refusal, pick};
+use crate::agent::seams::OnNode;
+use crate::agent::state::State;
+use crate::answer::protocol;
+use crate::answer::services::{
+    Backend, BackendState, Frontend, Port, Service, Services, Shown, State as ServiceState,
+};
+use crate::datapath;
+use crate::model::endpoints::{self, EndpointIndex, Scope, View};
+use crate::model::{self, Family, Model, ObjectName, TrafficPolicy};
+use crate::reconcile::services::{ServiceStatus, Source};
+use crate::service::plan::{Desired, DesiredFrontend, DesiredService};
+use crate::service::tables::Kernel;
+use crate::service::view::{BackendView, FrontendView, Index, Standing};
+use crate::store::Snapshot;
+use netd_bpf::flow::role;
+use netd_bpf::service::FrontendKey;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+/// Everything known of Services at one moment.
+struct Moment {
+    snapshot: Arc<Snapshot>,
+    desired: Desired,
+    status: ServiceStatus,
+    kernel: Index,
+    /// The kernel was being written while it was read: what differs means nothing.
+    moving: bool,
+}
+
+impl Moment {
+    fn read(state: &State) -> Result<Self, Refusal> {
+        let status = || {
+            let handle = state.services.load();
+            handle.as_ref().map(|handle| Arc::clone(&handle.status.borrow())).unwrap_or_default()
+        };
+        let snapshot = state.store.current();
+        let before = status();
+        let kernel = kernel(&state.datapath).map_err(|error| Refusal::failed(&error))?;
+        let after = status();
+        let steady = before.generation == Some(snapshot.generation)
+            && after.generation == Some(snapshot.generation)
+            && state.store.current().generation == snapshot.generation;
+        let desired = OnNode(state.node.clone()).desired(&snapshot);
+        Ok(Self {
+            snapshot,
+            desired,
+            status: ServiceStatus::clone(&after),
+            kernel: kernel.into(),
+            moving: !steady,
+        })
+    }
+
+    fn model(&self) -> &Model {
+        &self.snapshot.model
+    }
+
+    /// State of a Service, and why.
+    fn state(
+        &self,
+        service: &model::Service,
+        desired: Option<&DesiredService>,
+        views: &[FrontendView],
+    ) -> (ServiceState, Option<String>) {
+        let name = &service.name;
+        if let Some(conflict) = self.desired.conflicts.iter().find(|conflict| conflict.service == *name) {
+            return (ServiceState::Conflict, Some(conflict.to_string()));
+        }
+        let Some(desired) = desired else {
+            return (ServiceState::NotServed, Some(why_not_served(service).to_owned()));
+        };
+        if let Some(refusal) = self.status.refused.iter().find(|refusal| refusal.service == *name) {
+            return (ServiceState::Refused, Some(refusal.to_string()));
+        }
+        if let Some(refusal) = self.status.waiting.iter().find(|refusal| refusal.service == *name) {
+            return (ServiceState::Waiting, Some(refusal.to_string()));
+        }
+        let differences: Vec<&str> =
+            views.iter().flat_map(|view| &view.differences).map(String::as_str).collect();
+        match differences.first() {
+            Some(_) if self.moving => (ServiceState::Pending, None),
+            Some(first) => {
+                let more = if differences.len() > 1 {
+                    format!(" (and {} more)", differences.len() - 1)
+                } else {
+                    String::new()
+                };
+                (ServiceState::Differs, Some(format!("{first}{more}")))
+            }
+            None if desired.is_empty() => (ServiceState::NoEndpoints, None),
+            None => (ServiceState::Ok, None),
+        }
+    }
+}
+
+fn kernel(datapath: &datapath::Datapath) -> Result<Kernel, datapath::Error> {
+    let (_, slots, _) = datapath.service_limits();
+    Ok(Kernel {
+        frontends: datapath.frontends()?,
+        slots: datapath.slots(0, slots)?,
+        backends: datapath.backends()?,
+    })
+}
+
+fn why_not_served(service: &model::Service) -> &'static str {
+    if service.skip_proxy {
+        "its labels give it to another proxy"
+    } else if service.cluster_ips.is_empty() {
+        "it has no address of its own (headless or ExternalName)"
+    } else {
+        "it has no ports"
+    }
+}
+
+fn port(key: &FrontendKey) -> Port {
+    let address = SocketAddr::new(key.addr.into(), u16::from_be(key.port));
+    Port { address, protocol: protocol(key.proto) }
+}
+
+/// All Services.
+///
+/// # Errors
+/// The kernel cannot be read.
+pub(in crate::agent) fn list(state: &State) -> Result<Services, Refusal> {
+    let moment = Moment::read(state)?;
+    let wanted: HashMap<&ObjectName, &DesiredService> =
+        moment.desired.services.iter().map(|service| (&service.name, service)).collect();
+    let mut known: HashSet<FrontendKey> = HashSet::new();
+    let mut services = Vec::with_capacity(moment.model().services.len());
+    for (name, service) in &moment.model().services {
+        let desired = wanted.get(name).copied();
+        let frontends: &[DesiredFrontend] = desired.map_or(&[], |desired| &desired.frontends);
+        known.extend(frontends.iter().map(|frontend| frontend.key));
+        let views: Vec<FrontendView> = frontends.iter().map(|one| moment.kernel.frontend(one)).collect();
+        let (state, reason) = moment.state(service, desired, &views);
+        let most = frontends.iter().max_by_key(|frontend| frontend.backends.len());
+        services.push(Service {
+            namespace: name.namespace.to_string(),
+            name: name.name.to_string(),
+            frontends: frontends.iter().map(|frontend| port(&frontend.key)).collect(),
+            endpoints: most.map_or(0, |frontend| frontend.backends.len()),
+            endpoints_local: most.map_or(0, DesiredFrontend::local),
+            affinity_seconds: service.affinity_seconds,
+            state,
+            reason,
+        });
+    }
+    let mut strays: Vec<Port> = Vec::new();
+    if !moment.moving && moment.snapshot.synced {
+        strays.extend(moment.kernel.keys().filter(|key| !known.contains(key)).map(port));
+        strays.sort();
+    }
+    Ok(Services { node: state.node.clone(), services, strays })
+}
+
+/// One Service.
+///
+/// # Errors
+/// There is none of that name, or the kernel cannot be read.
+pub(in crate::agent) fn show(state: &State, asked: &str) -> Result<Shown, Refusal> {
+    let moment = Moment::read(state)?;
+    let name = pick("Service", asked, moment.model().services.keys())?;
+    let Some(service) = moment.model().services.get(&name) else {
+        return Err(Refusal::Failed(format!("Service {name} has just gone")));
+    };
+    let desired = moment.desired.services.iter().find(|service| service.name == name);
+    let frontends: &[DesiredFrontend] = desired.map_or(&[], |desired| &desired.frontends);
+    let views: Vec<FrontendView> = frontends.iter().map(|one| moment.kernel.frontend(one)).collect();
+    let (how, reason) = moment.state(service, desired, &views);
+    let numbers: HashSet<u32> = views.iter().filter_map(|view| Some(view.row?.service)).collect();
+    let flows = flows(&state.datapath, &numbers).map_err(|error| Refusal::failed(&error))?;
+    let places = places(moment.model(), service, &state.node);
+    Ok(Shown {
+        node: state.node.clone(),
+        namespace: name.namespace.to_string(),
+        name: name.name.to_string(),
+        state: how,
+        reason,
+        affinity_seconds: service.affinity_seconds,
+        internal_traffic_policy: match service.internal_traffic_policy {
+            TrafficPolicy::Cluster => "Cluster",
+            TrafficPolicy::Local => "Local",
+        }
+        .to_owned(),
+        frontends: frontends
+            .iter()
+            .zip(views)
+            .map(|(frontend, view)| shown(frontend, view, &flows, &places))
+            .collect(),
+    })
+}
+
+/// Flows by Service port's number and server.
+type Flows = BTreeMap<(u32, SocketAddr), u64>;
+
+/// One walk over all flows: some ten milliseconds for a hundred thousand.
+fn flows(datapath: &datapath::Datapath, numbers: &HashSet<u32>) -> Result<Flows, datapath::Error> {
+    let mut flows = Flows::new();
+    if numbers.is_empty() {
+        return Ok(flows);
+    }
+    datapath.visit_flows(|rows| {
+        for row in rows {
+            if row.flow.role == role::FORWARD && numbers.contains(&row.flow.service) {
+                let server = SocketAddr::new(row.flow.xlat_addr.into(), u16::from_be(row.flow.xlat_port));
+                *flows.entry((row.flow.service, server)).or_default() += 1;
+            }
+        }
+        ControlFlow::Continue(())
+    })?;
+    Ok(flows)
+}
+
+/// Pod and node of each endpoint.
+fn places(
+    model: &Model,
+    service: &model::Service,
+    node: &str,
+) -> HashMap<IpAddr, (Option<String>, Option<String>)> {
+    let index = EndpointIndex::build(model);
+    let view = View { node, scope: Scope::Internal };
+    let mut places = HashMap::new();
+    for port in &service.ports {
+        for family in [Family::V4, Family::V6] {
+            for one in endpoints::select(&index, service, port, family, view) {
+                let pod = one.pod.as_ref().map(ToString::to_string);
+                let of_pod = || Some(model.pods.get(one.pod.as_ref()?)?.node.clone()?.to_string());
+                let node = one.node.as_ref().map(ToString::to_string).or_else(of_pod);
+                places.insert(one.address, (pod, node));
+            }
+        }
+    }
+    places
+}
+
+fn shown(
+    frontend: &DesiredFrontend,
+    view: FrontendView,
+    flows: &Flows,
+    places: &HashMap<IpAddr, (Option<String>, Option<String>)>,
+) -> Frontend {
+    let number = view.row.map(|row| row.service);
+    let to = |address: SocketAddr| {
+        number.and_then(|number| flows.get(&(number, address))).copied().unwrap_or_default()
+    };
+    let backend = |one: &BackendView| {
+        let place = places.get(&one.address.ip());
+        Backend {
+            address: one.address,
+            pod: one.pod.as_ref().map(ToString::to_string).or_else(|| place?.0.clone()),
+            node: place.and_then(|place| place.1.clone()),
+            local: one.local,
+            state: match one.standing {
+                Standing::Active => BackendState::Active,
+                Standing::Missing => BackendState::Missing,
+                Standing::Unwanted => BackendState::Unwanted,
+            },
+            number: one.id,
+            flows: to(one.address),
+        }
+    };
+    let mut backends: Vec<Backend> = view.backends.iter().map(backend).collect();
+    if let Some(number) = number {
+        let family = |address: &SocketAddr| address.is_ipv4() == IpAddr::from(frontend.key.addr).is_ipv4();
+        let range = flows.range((number, SocketAddr::from(([0, 0, 0, 0], 0)))..);
+        let of_port = range.take_while(|((service, _), _)| *service == number);
+        for ((_, address), count) in of_port.filter(|((_, address), _)| family(address)) {
+            if view.backends.iter().all(|one| one.address != *address) {
+                backends.push(Backend {
+                    address: *address,
+                    pod: None,
+                    node: None,
+                    local: false,
+                    state: BackendState::Left,
+                    number: None,
+                    flows: *count,
+                });
+            }
+        }
+    }
+    Frontend {
+        port: port(&frontend.key),
+        number,
+        slot_base: view.row.filter(|row| row.backends > 0).map(|row| row.slot_base),
+        slots: view.row.map_or(0, |row| row.backends.into()),
+        endpoints: frontend.backends.len(),
+        differences: view.differences,
+        backends,
+    }
+}

@@ -1,0 +1,335 @@
+//! The answer to `netd status`: all parts, and what is not as it should be, each with the next command.
+
+use crate::agent::state::State;
+use crate::agent::tasks;
+use crate::answer::status::{
+    Addresses, Datapath, Level, Network, Part, Problem, Range, Runtime, Services, Source, Status, Table, Task,
+};
+use crate::ipam::ledger::Clock;
+use crate::ipam::pool::Usage;
+use crate::model::report::{self, Report, Severity};
+use crate::reconcile::node::NodeStatus;
+use crate::reconcile::services::ServiceStatus;
+use crate::telemetry::chain;
+use crate::telemetry::metrics::resident_bytes;
+use netd_bpf::flow::flow_count;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+/// Problems of one kind that are told one by one.
+const TOLD: usize = 20;
+
+/// From so many percent on a table is called nearly full.
+const NEARLY_FULL: u64 = 90;
+
+/// Asks everyone.
+pub(in crate::agent) fn status(state: &State) -> Status {
+    let report = state.store.reports().borrow().clone();
+    let snapshot = state.store.current();
+    let services = state.services.load().as_ref().map(|handle| handle.status.borrow().clone());
+    let services = services.unwrap_or_default();
+    let node = state.node_status.borrow().clone();
+    let pending = state.readiness.pending();
+    let tasks = state.tasks.states();
+    let tables = tables(state, &services);
+    let mut problems = Vec::new();
+    let datapath = datapath(state, &mut problems);
+    source_problems(&report, &mut problems);
+    pending_problems(state, &pending, &report, &mut problems);
+    service_problems(&services, &mut problems);
+    node_problems(&node, &mut problems);
+    task_problems(&tasks, &mut problems);
+    table_problems(&tables, &mut problems);
+    if pending.is_empty()
+        && let Err(error) = state.cni.state().probe(Clock::now())
+    {
+        let message = format!("no pod can be added: {error}");
+        problems.push(error_of(Part::Addresses, message, "netd endpoints"));
+    }
+    problems.sort();
+    Status {
+        ok: problems.iter().all(|problem| problem.level != Level::Error),
+        netd: env!("CARGO_PKG_VERSION").to_owned(),
+        node: state.node.clone(),
+        kernel: kernel_release(),
+        pid: std::process::id(),
+        uptime_seconds: state.started.elapsed().as_secs(),
+        ready: pending.is_empty(),
+        problems,
+        source: Source {
+            path: state.source.display().to_string(),
+            synced: snapshot.synced,
+            generation: snapshot.generation,
+            files: report.files,
+            objects: report.objects,
+            problems: report.problems.clone(),
+        },
+        services: Services {
+            generation: services.generation,
+            wanted: services.services,
+            without_endpoints: services.without_endpoints,
+            refused: services.refused.len(),
+            waiting: services.waiting.len(),
+            conflicts: services.conflicts.len(),
+            last_change_us: services.took_us,
+            audits: services.audits,
+            drift: services.drift,
+        },
+        addresses: Addresses {
+            pods: state.cni.state().entries().count(),
+            ranges: state.cni.usage().iter().map(range).collect(),
+        },
+        network: Network {
+            mtu: state.mtu.load(Ordering::Relaxed),
+            uplinks: node.uplinks.clone(),
+            routes: node.routes.clone(),
+            unreachable: node.unreachable.clone(),
+        },
+        datapath,
+        tables,
+        cni: state.requests.totals(),
+        runtime: Runtime {
+            rss_bytes: resident_bytes().unwrap_or_default(),
+            pending: pending.into_iter().map(|(name, why)| (name.to_owned(), why)).collect(),
+            tasks: tasks.into_iter().map(|(name, task)| (name.to_owned(), shown(task))).collect(),
+        },
+    }
+}
+
+/// How full each table of the datapath is, as far as somebody knows.
+pub(in crate::agent) fn tables(state: &State, services: &ServiceStatus) -> Vec<Table> {
+    let config = state.datapath.config();
+    let table = |name: &str, key: &str, used: Option<u64>, limit: u32| Table {
+        table: name.to_owned(),
+        used,
+        limit: limit.into(),
+        key: format!("datapath.{key}"),
+    };
+    let usages = &services.usages;
+    let known = |used: u32| services.generation.is_some().then_some(u64::from(used));
+    let (frontends, slots, backends) = state.datapath.service_limits();
+    let pods = u64::try_from(state.cni.state().entries().count()).ok();
+    let established = state.datapath.flow_counts().ok().map(|counts| {
+        let of = |which: u32| counts.get(which as usize).copied().unwrap_or_default();
+        let gone = of(flow_count::CLOSED).saturating_add(of(flow_count::EXPIRED));
+        of(flow_count::PROMOTED).saturating_sub(gone)
+    });
+    vec![
+        table("frontends", "frontends", known(usages.frontends.used), frontends),
+        table("backends", "backends", known(usages.backends.used), backends),
+        table("slots", "slots", known(usages.slots.used), slots),
+        table("pods", "pods", pods, config.pods),
+        table("established", "flows", established, config.flows),
+        table("nursery", "nursery", None, config.nursery),
+        table("affinity", "affinity", None, config.affinity),
+    ]
+}
+
+fn kernel_release() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
+}
+
+fn range(usage: &Usage) -> Range {
+    Range {
+        range: usage.range,
+        draining: usage.draining,
+        used: usage.used,
+        cooling: usage.cooling,
+        limit: usage.size.to_string(),
+    }
+}
+
+fn shown(task: tasks::State) -> Task {
+    Task { running: task.running, restarts: task.restarts, last_failure: task.last_failure }
+}
+
+fn datapath(state: &State, problems: &mut Vec<Problem>) -> Datapath {
+    let mut unreadable = |error: &dyn std::error::Error| {
+        let message = format!("the kernel's tables cannot be read: {}", chain(error));
+        problems.push(error_of(Part::Datapath, message, "ls -l /sys/fs/bpf"));
+    };
+    let packets = state.datapath.path_counts().inspect_err(|error| unreadable(error)).unwrap_or_default();
+    let events = state.datapath.flow_counts().inspect_err(|error| unreadable(error)).ok();
+    Datapath {
+        schema: netd_bpf::SCHEMA,
+        packets: packets.into_iter().map(|(name, count)| (name.to_owned(), count.packets)).collect(),
+        flow_events: events.map(|counts| flow_events(&counts)).unwrap_or_default(),
+    }
+}
+
+/// The counters of flows by name.
+pub(super) fn flow_events(counts: &[u64]) -> BTreeMap<String, u64> {
+    flow_count::NAMES.iter().zip(counts).map(|(name, count)| ((*name).to_owned(), *count)).collect()
+}
+
+fn error_of(part: Part, message: impl Into<String>, next: impl Into<String>) -> Problem {
+    Problem { level: Level::Error, part, message: message.into(), next: next.into() }
+}
+
+/// Tells the first of many, and how many more there are.
+fn told<T>(part: Part, all: &[T], problems: &mut Vec<Problem>, one: impl Fn(&T) -> Problem) {
+    problems.extend(all.iter().take(TOLD).map(one));
+    if all.len() > TOLD {
+        let message = format!("and {} more like these", all.len() - TOLD);
+        problems.push(error_of(part, message, "netd status -o json"));
+    }
+}
+
+fn source_problems(report: &Report, problems: &mut Vec<Problem>) {
+    told(Part::Source, &report.problems, problems, |problem| Problem {
+        level: match problem.severity {
+            Severity::Error => Level::Error,
+            Severity::Warning => Level::Warning,
+        },
+        part: Part::Source,
+        message: problem.to_string(),
+        next: look_at(problem),
+    });
+}
+
+/// The command that shows the place.
+fn look_at(problem: &report::Problem) -> String {
+    match problem.line {
+        Some(line) => format!("sed -n {line}p {}", quoted(&problem.path)),
+        None => format!("ls -l {}", quoted(&problem.path)),
+    }
+}
+
+/// As a shell takes it for one word.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:@%+,=".contains(c);
+    if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
+fn pending_problems(
+    state: &State,
+    pending: &BTreeMap<&'static str, String>,
+    report: &Report,
+    problems: &mut Vec<Problem>,
+) {
+    for (condition, why) in pending {
+        let (part, next) = match *condition {
+            // Its own problems say more.
+            "source" if report.errors().next().is_some() => continue,
+            "source" => (Part::Source, format!("ls -l {}", quoted(&state.source))),
+            "services" => (Part::Services, "netd svc list".to_owned()),
+            "node" => (Part::Network, "ip route show default".to_owned()),
+            "addresses" => (Part::Addresses, "netd config show".to_owned()),
+            _ => (Part::Runtime, logs()),
+        };
+        problems.push(error_of(part, format!("not ready: {why}"), next));
+    }
+}
+
+fn service_problems(services: &ServiceStatus, problems: &mut Vec<Problem>) {
+    if let Some(error) = &services.error {
+        let message = format!("the Service tables cannot be written: {error}");
+        problems.push(error_of(Part::Services, message, "netd svc list"));
+    }
+    told(Part::Services, &services.refused, problems, |refusal| {
+        error_of(Part::Services, refusal.to_string(), format!("netd svc show {}", refusal.service))
+    });
+    told(Part::Services, &services.conflicts, problems, |conflict| {
+        error_of(Part::Services, conflict.to_string(), format!("netd svc show {}", conflict.holder))
+    });
+    told(Part::Services, &services.waiting, problems, |refusal| Problem {
+        level: Level::Warning,
+        ..error_of(Part::Services, refusal.to_string(), format!("netd svc show {}", refusal.service))
+    });
+}
+
+fn node_problems(node: &NodeStatus, problems: &mut Vec<Problem>) {
+    if let Some(error) = &node.error {
+        problems.push(error_of(Part::Network, error, "ip route show default"));
+    }
+    told(Part::Network, &node.problems, problems, |problem| {
+        error_of(Part::Network, problem, "ip route show proto 110")
+    });
+}
+
+fn task_problems(tasks: &BTreeMap<&'static str, tasks::State>, problems: &mut Vec<Problem>) {
+    for (name, task) in tasks.iter().filter(|(_, task)| !task.is_well()) {
+        let why = task.last_failure.as_deref().unwrap_or("it ended");
+        let part = if *name == "install" { Part::Cni } else { Part::Runtime };
+        problems.push(error_of(part, format!("task {name} failed: {why}"), logs()));
+    }
+}
+
+/// Where the agent's log is, if systemd runs it.
+fn logs() -> String {
+    format!("journalctl _PID={} -n 50", std::process::id())
+}
+
+fn table_problems(tables: &[Table], problems: &mut Vec<Problem>) {
+    for table in tables {
+        let Some((used, percent)) = table.used.zip(table.percent()) else { continue };
+        if percent < NEARLY_FULL {
+            continue;
+        }
+        let (name, limit, key) = (&table.table, table.limit, &table.key);
+        let message = format!("table {name} is {percent} % full: {used} of {limit} rows ({key})");
+        let next = if name == "established" { "netd conntrack summary" } else { "netd config show" };
+        problems.push(Problem { level: Level::Warning, ..error_of(Part::Datapath, message, next) });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ObjectName;
+    use crate::service::tables::{Reason, Refusal};
+    use std::path::PathBuf;
+
+    #[test]
+    fn each_problem_names_the_next_command() {
+        let mut problems = Vec::new();
+        let refusal = Refusal {
+            service: ObjectName::new("shop", "api"),
+            reason: Reason::Frontends { needed: 3, used: 64, limit: 64 },
+            waits: false,
+            keeps_rows: false,
+        };
+        let services = ServiceStatus { refused: vec![refusal], ..ServiceStatus::default() };
+        service_problems(&services, &mut problems);
+        let broken = report::Problem {
+            path: PathBuf::from("/etc/netd/the state/a.yaml"),
+            line: Some(3),
+            column: Some(9),
+            severity: Severity::Warning,
+            object: None,
+            message: "unknown field".to_owned(),
+        };
+        source_problems(&Report { problems: vec![broken], ..Report::default() }, &mut problems);
+        let node =
+            NodeStatus { problems: vec!["10.1.0.0/24 is another's".to_owned()], ..NodeStatus::default() };
+        node_problems(&node, &mut problems);
+        let table =
+            Table { table: "slots".to_owned(), used: Some(91), limit: 100, key: "datapath.slots".to_owned() };
+        table_problems(
+            &[Table { used: Some(89), ..table.clone() }, Table { used: None, ..table.clone() }, table],
+            &mut problems,
+        );
+        problems.sort();
+        let lines: Vec<String> = problems
+            .iter()
+            .map(|p| format!("{:?} {}: {} → {}", p.level, p.part, p.message, p.next))
+            .collect();
+        insta::assert_snapshot!(lines.join("\n"), @r"
+        Error services: Service shop/api is not served: it needs 3 more frontends, 64 of 64 are in use (datapath.frontends) → netd svc show shop/api
+        Error network: 10.1.0.0/24 is another's → ip route show proto 110
+        Warning source: /etc/netd/the state/a.yaml:3:9: unknown field → sed -n 3p '/etc/netd/the state/a.yaml'
+        Warning datapath: table slots is 91 % full: 91 of 100 rows (datapath.slots) → netd config show
+        ");
+    }
+
+    #[test]
+    fn of_many_problems_the_first_are_told_and_the_rest_counted() {
+        let many: Vec<String> = (0..TOLD + 7).map(|n| n.to_string()).collect();
+        let mut problems = Vec::new();
+        node_problems(&NodeStatus { problems: many, ..NodeStatus::default() }, &mut problems);
+        assert_eq!(problems.len(), TOLD + 1);
+        assert_eq!(problems[TOLD].message, "and 7 more like these");
+    }
+}
