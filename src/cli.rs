@@ -2,14 +2,19 @@
 //!
 //! Standard output is written by `output` alone, so that a reader that goes away is no error; errors go to
 //! standard error as `error: …` with their causes. Exit codes: 0 well, 1 failed or degraded, 2 usage or bad
-//! configuration, 3 agent unreachable. Nothing is coloured.
+//! configuration, 3 agent unreachable. Only on a terminal what is not as it should be is red.
 
 mod agent;
 mod client;
 mod cni;
 mod config;
+mod conntrack;
+mod endpoints;
+mod monitor;
 mod output;
 mod status;
+mod svc;
+mod units;
 
 use crate::config::{Error as ConfigError, Loader};
 use clap::{Parser, Subcommand};
@@ -43,8 +48,18 @@ enum Command {
     /// Check, show or explain the configuration
     #[command(subcommand)]
     Config(config::Command),
-    /// Tell how the agent is
+    /// Tell how the agent is, and what it looks after
     Status(client::Query),
+    /// List the pods of this node
+    Endpoints(endpoints::Arguments),
+    /// List Services, or show one as the kernel has it
+    #[command(subcommand)]
+    Svc(svc::Command),
+    /// List or count the flows that the datapath knows
+    #[command(subcommand)]
+    Conntrack(conntrack::Command),
+    /// Tell what happens as it happens: dropped packets, changes
+    Monitor(monitor::Arguments),
 }
 
 /// How a command ended.
@@ -98,6 +113,10 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Cni => return Ok(cni::plugin()),
         Command::Config(command) => config::run(command, cli.config, loader),
         Command::Status(query) => status::run(&query, &loader(cli.config)),
+        Command::Endpoints(arguments) => endpoints::run(&arguments, &loader(cli.config)),
+        Command::Svc(command) => svc::run(&command, &loader(cli.config)),
+        Command::Conntrack(command) => conntrack::run(&command, &loader(cli.config)),
+        Command::Monitor(arguments) => monitor::run(&arguments, &loader(cli.config)),
     };
     Ok(exit?.into())
 }
@@ -118,7 +137,8 @@ fn explain(error: &anyhow::Error) -> Exit {
     }
     complain(&text);
     match error.downcast_ref::<client::Error>() {
-        Some(client::Error::Unreachable { .. }) => Exit::Unreachable,
+        Some(client::Error::Unreachable { .. } | client::Error::Gone { .. }) => Exit::Unreachable,
+        Some(client::Error::Question(_)) => Exit::Usage,
         _ if error.is::<ConfigError>() => Exit::Usage,
         _ => Exit::Failed,
     }

@@ -106,16 +106,241 @@ fn status_finds_the_socket_by_the_configuration() {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     let expected = format!("error: cannot reach the agent at {run}/netd.sock: is `netd agent` running?\n");
     assert!(text.starts_with(&expected), "{text}");
+}
 
-    let socket = folder.path().join("netd.sock");
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let listener = runtime.block_on(async { tokio::net::UnixListener::bind(&socket) }).expect("bound");
-    let answer = axum::routing::get(async || axum::Json(serde_json::json!({"ok": false, "node": "edge-1"})));
-    runtime
-        .spawn(async move { axum::serve(listener, axum::Router::new().route("/v1/status", answer)).await });
-    let text = netd().arg("status").env("NETD_PATHS__RUN", run).assert().code(1);
-    assert_eq!(String::from_utf8_lossy(&text.get_output().stdout), "node  edge-1\nok    false\n");
-    let json = netd().args(["status", "-o", "json"]).env("NETD_PATHS__RUN", run).assert().code(1);
+/// An agent that gives these answers, at a socket in the folder.
+struct Agent {
+    folder: tempfile::TempDir,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Agent {
+    fn new(router: axum::Router) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        let socket = folder.path().join("netd.sock");
+        let listener = runtime.block_on(async { tokio::net::UnixListener::bind(socket) }).expect("bound");
+        runtime.spawn(async move { axum::serve(listener, router).await });
+        Self { folder, _runtime: runtime }
+    }
+
+    fn ask(&self, arguments: &[&str]) -> Command {
+        let mut command = netd();
+        command.args(arguments).env("NETD_PATHS__RUN", self.folder.path());
+        command
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn get<T: Into<String>>(answer: T) -> axum::routing::MethodRouter {
+    let answer: String = answer.into();
+    axum::routing::get(async || answer)
+}
+
+fn endpoints(ok: bool) -> serde_json::Value {
+    serde_json::json!({
+        "schema": "netd.endpoints/v1", "node": "edge-1", "later": "more",
+        "endpoints": [{
+            "pod": "shop/web-0", "container": "c1", "pod_interface": "eth0", "interface": "nd1", "ifindex": 3,
+            "endpoint": 7, "addresses": ["10.0.0.5"], "since": "2026-01-02T03:04:05Z", "age_seconds": 61,
+            "ok": ok, "problem": null, "next": null, "flows": 2, "flows_limit": 100, "drops": [],
+        }],
+    })
+}
+
+#[test]
+fn a_degraded_answer_is_exit_code_1_in_either_form_and_json_is_passed_on_as_it_came() {
+    for (ok, code) in [(true, 0), (false, 1)] {
+        let router = axum::Router::new().route("/v1/endpoints", get(endpoints(ok).to_string()));
+        let agent = Agent::new(router);
+        let table = agent.ask(&["endpoints"]).assert().code(code);
+        let expected = "POD         ADDRESSES  INTERFACE  NUMBER  FLOWS        DROPS  AGE\n\
+                        shop/web-0  10.0.0.5   nd1        7       2/100 (2 %)  0      1m1s\n";
+        assert_eq!(text(&table.get_output().stdout), expected);
+        let json = agent.ask(&["endpoints", "-o", "json"]).assert().code(code);
+        let json: serde_json::Value = serde_json::from_slice(&json.get_output().stdout).expect("JSON");
+        assert_eq!(json, endpoints(ok), "also the field that this netd does not know");
+    }
+}
+
+#[test]
+fn another_versions_answer_is_named() {
+    let router = axum::Router::new().route("/v1/services", get(r#"{"schema": "netd.services/v9"}"#));
+    let asked = Agent::new(router).ask(&["svc", "list"]).assert().code(1);
+    let expected = "error: the agent answers in netd.services/v9, this netd reads netd.services/v1: ask with the \
+                    agent's own netd\n";
+    assert_eq!(text(&asked.get_output().stderr), expected);
+}
+
+#[test]
+fn an_unknown_name_is_exit_code_1_and_a_question_that_makes_no_sense_2() {
+    let refuse = |status: u16, error: &str| {
+        let body = serde_json::json!({"error": error, "suggestions": ["shop/web"]}).to_string();
+        let status = axum::http::StatusCode::from_u16(status).expect("a status");
+        axum::routing::get(async move || (status, body))
+    };
+    let router = axum::Router::new()
+        .route("/v1/service", refuse(404, "there is no Service wbe: did you mean shop/web?"))
+        .route("/v1/conntrack", refuse(400, "tpc is no protocol"));
+    let agent = Agent::new(router);
+    let asked = agent.ask(&["svc", "show", "wbe"]).assert().code(1);
+    let expected = "error: there is no Service wbe: did you mean shop/web?\n";
+    assert_eq!(text(&asked.get_output().stderr), expected);
+    assert_eq!(text(&asked.get_output().stdout), "");
+    let asked = agent.ask(&["conntrack", "list", "--proto", "tpc"]).assert().code(2);
+    assert_eq!(text(&asked.get_output().stderr), "error: tpc is no protocol\n");
+    let asked = agent.ask(&["conntrack", "summary"]).assert().code(1);
+    assert!(text(&asked.get_output().stderr).contains("it is an older netd"));
+}
+
+fn flow(port: u16) -> serde_json::Value {
+    serde_json::json!({"flow": {
+        "protocol": "tcp", "client": format!("10.0.0.5:{port}"), "client_pod": "shop/web-0",
+        "frontend": "10.96.0.1:80", "service": "shop/api", "server": "10.0.0.6:8080", "server_pod": null,
+        "translated_port": null, "state": "half-closed", "table": "established", "age_seconds": 5,
+        "idle_seconds": 1, "expires_in_seconds": 599, "endpoint": 7, "half": false, "hairpin": false,
+        "from_stack": false, "refused": false,
+    }})
+}
+
+fn flows(count: u16, end: bool) -> String {
+    let mut lines = vec![serde_json::json!({"schema": "netd.conntrack/v1", "node": "edge-1", "limit": 1000})];
+    lines.extend((0..count).map(flow));
+    if end {
+        lines.push(serde_json::json!({"end": {"matched": count + 3, "told": count}}));
+    }
+    lines.iter().map(|line| format!("{line}\n")).collect()
+}
+
+#[test]
+fn a_stream_of_flows_is_one_table_or_one_document() {
+    let agent = Agent::new(axum::Router::new().route("/v1/conntrack", get(flows(2, true))));
+    let list = agent.ask(&["conntrack", "list"]).assert().success();
+    let list = text(&list.get_output().stdout);
+    assert!(
+        list.contains("shop/web-0 10.0.0.5:1  shop/api 10.96.0.1:80  10.0.0.6:8080  half-closed"),
+        "{list}"
+    );
+    assert!(list.ends_with("3 more: netd conntrack list --limit 0\n"), "{list}");
+    let json = agent.ask(&["conntrack", "list", "-o", "json"]).assert().success();
     let json: serde_json::Value = serde_json::from_slice(&json.get_output().stdout).expect("JSON");
-    assert_eq!(json["node"], "edge-1");
+    assert_eq!(
+        (&json["schema"], &json["matched"], &json["told"]),
+        (&"netd.conntrack/v1".into(), &5.into(), &2.into())
+    );
+    assert_eq!(json["flows"], serde_json::json!([flow(0)["flow"], flow(1)["flow"]]));
+
+    let agent = Agent::new(axum::Router::new().route("/v1/conntrack", get(flows(2, false))));
+    for form in ["text", "json"] {
+        let cut = agent.ask(&["conntrack", "list", "-o", form]).assert().code(3);
+        assert!(text(&cut.get_output().stderr).contains("has gone: is `netd agent` running?"));
+    }
+}
+
+fn event(n: u64) -> String {
+    let event = serde_json::json!({
+        "schema": "netd.event/v1", "time": "2026-01-02T12:04:31.118Z", "kind": "service",
+        "subject": "shop/api", "message": format!("changed: {n} endpoints"), "bad": false, "drop": null,
+        "lost": null,
+    });
+    format!("{event}\n\n")
+}
+
+/// Tells so many events and then nothing for ever.
+fn endless(events: u64) -> axum::routing::MethodRouter {
+    axum::routing::get(async move || {
+        let stream = futures_util::stream::unfold(0, move |n| async move {
+            if n == events {
+                std::future::pending::<()>().await;
+            }
+            Some((Ok::<_, std::convert::Infallible>(event(n)), n + 1))
+        });
+        axum::body::Body::from_stream(stream)
+    })
+}
+
+#[test]
+fn a_monitor_ends_after_as_many_events_as_were_asked_for() {
+    let agent = Agent::new(axum::Router::new().route("/v1/events", endless(5)));
+    let told = agent.ask(&["monitor", "--count", "2"]).assert().success();
+    let line = |n: u64| format!("12:04:31.118Z  service  shop/api  changed: {n} endpoints\n");
+    assert_eq!(text(&told.get_output().stdout), line(0) + &line(1));
+    let told = agent.ask(&["monitor", "--count", "3", "-o", "json"]).assert().success();
+    let told = text(&told.get_output().stdout);
+    let messages: Vec<serde_json::Value> =
+        told.lines().map(|line| serde_json::from_str(line).expect("a document per line")).collect();
+    assert_eq!(messages.len(), 3);
+    assert_eq!(messages[2]["message"], "changed: 2 endpoints");
+    let asked = agent.ask(&["monitor", "--reason", "spoofed_sorce"]).assert().code(2);
+    assert!(text(&asked.get_output().stderr).contains("'spoofed_source'"), "a suggestion");
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_of_an_answer_is_no_error() {
+    let router = axum::Router::new()
+        .route("/v1/endpoints", get(endpoints(true).to_string()))
+        .route("/v1/conntrack", get(flows(5_000, true)))
+        .route("/v1/events", endless(1));
+    let agent = Agent::new(router);
+    let run = agent.folder.path();
+    for arguments in [
+        &["endpoints"][..],
+        &["endpoints", "-o", "json"],
+        &["conntrack", "list"],
+        &["conntrack", "list", "-o", "json"],
+        &["monitor"],
+    ] {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let child = bare()
+            .args(arguments)
+            .env("NETD_PATHS__RUN", run)
+            .stdout(OwnedFd::from(writer))
+            .stderr(Stdio::piped())
+            .spawn();
+        let output = child.expect("started").wait_with_output().expect("ended");
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+        assert_eq!(text(&output.stderr), "", "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_monitor_whose_reader_goes_while_nothing_happens_ends_at_once() {
+    let agent = Agent::new(axum::Router::new().route("/v1/events", endless(1)));
+    let mut child = bare()
+        .arg("monitor")
+        .env("NETD_PATHS__RUN", agent.folder.path())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("started");
+    let mut reader = std::io::BufReader::new(child.stdout.take().expect("its output"));
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut reader, &mut line).expect("a line");
+    assert!(line.contains("changed: 0 endpoints"), "{line}");
+    // Nothing more is ever told: only the end of the pipe can end it.
+    drop(reader);
+    assert_eq!(child.wait().expect("ended").code(), Some(0));
+}
+
+#[test]
+fn no_agent_is_exit_code_3_for_every_question() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = folder.path().join("netd.sock");
+    for arguments in [
+        &["status"][..],
+        &["endpoints"],
+        &["svc", "list"],
+        &["svc", "show", "x"],
+        &["conntrack", "list"],
+        &["conntrack", "summary", "-o", "json"],
+        &["monitor", "--drops"],
+    ] {
+        let asked = netd().args(arguments).arg("--socket").arg(&socket).assert().code(3);
+        let told = text(&asked.get_output().stderr);
+        assert!(told.contains("is `netd agent` running?"), "{arguments:?}: {told}");
+        assert_eq!(text(&asked.get_output().stdout), "", "{arguments:?}");
+    }
 }
