@@ -76,7 +76,7 @@ pub struct Frontend {
 /// multiplication alone would keep there, to cancel each other.
 #[inline(always)]
 #[must_use]
-pub const fn seal(key: &FrontendKey, row: &Frontend) -> u32 {
+pub fn seal(key: &FrontendKey, row: &Frontend) -> u32 {
     const FACTOR: u32 = 0x9e37_79b1;
     let words = [
         key.addr.0[0],
@@ -92,11 +92,9 @@ pub const fn seal(key: &FrontendKey, row: &Frontend) -> u32 {
         row.generation,
     ];
     let mut hash = 2_166_136_261_u32;
-    let mut at = 0;
-    while at < words.len() {
-        hash = (hash ^ words[at]).wrapping_mul(FACTOR);
+    for word in words {
+        hash = (hash ^ word).wrapping_mul(FACTOR);
         hash ^= hash >> 15;
-        at += 1;
     }
     hash
 }
