@@ -33,7 +33,7 @@ use netd_bpf::pod::Pod;
 use netd_bpf::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey};
 use pin::Pins;
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 /// The loaded programs and their maps. Cheap calls, each one or a few system calls; all may block for
 /// microseconds, [`Datapath::attach_uplink`] for milliseconds.
@@ -41,7 +41,7 @@ pub struct Datapath {
     pins: Pins,
     config: Config,
     secret: [u32; EXPLAIN_WORDS],
-    programs: Mutex<object::Programs>,
+    programs: RwLock<object::Programs>,
     pod_by_ifindex: Mutex<HashMap<MapData, u32, Pod>>,
     pod_by_addr: Mutex<HashMap<MapData, Addr, Pod>>,
     frontends: Mutex<HashMap<MapData, FrontendKey, Frontend>>,
@@ -87,4 +87,4 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -9,6 +9,9 @@ use crate::store::Snapshot;
 use netd_bpf::service::{Backend, Frontend, FrontendKey};
 use std::sync::Arc;
 
+#[cfg(all(test, not(netd_bpf_stub)))]
+mod tests;
+
 /// Plans for this node.
 #[derive(Debug)]
 pub(super) struct OnNode(pub(super) String);

@@ -3,7 +3,7 @@
 //! Filters have a fixed priority and handle, so that another agent, or this one after a restart, replaces
 //! them in one step and never doubles them.
 
-use super::{Datapath, Error, locked};
+use super::{Datapath, Error};
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::tc::{
     NlOptions, SchedClassifierLink, TcAttachOptions, TcAttachType, TcHandle, qdisc_add_clsact,
@@ -11,6 +11,7 @@ use aya::programs::tc::{
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcError};
 use std::io;
 use std::path::Path;
+use std::sync::PoisonError;
 
 const PRIORITY: u16 = 1;
 const HANDLE: TcHandle = TcHandle::new(0, 1);
@@ -41,7 +42,7 @@ impl Datapath {
     /// The interface is gone or the kernel has no clsact.
     pub fn attach_pod(&self, interface: &str) -> Result<(), Error> {
         add_clsact(interface)?;
-        let mut programs = locked(&self.programs);
+        let mut programs = self.programs.write().unwrap_or_else(PoisonError::into_inner);
         filter(&mut programs.pod_ingress, interface, TcAttachType::Egress)?;
         filter(&mut programs.pod_egress, interface, TcAttachType::Ingress)
     }
@@ -51,7 +52,7 @@ impl Datapath {
     /// # Errors
     /// The interface is gone or the kernel has neither TCX nor clsact.
     pub fn attach_uplink(&self, ifindex: u32, interface: &str) -> Result<UplinkHook, Error> {
-        let mut programs = locked(&self.programs);
+        let mut programs = self.programs.write().unwrap_or_else(PoisonError::into_inner);
         let pin = self.pins.uplink(ifindex, interface);
         if replace_pinned(&mut programs.uplink_in, interface, &pin)? {
             return Ok(UplinkHook::Tcx);

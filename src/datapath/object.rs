@@ -13,7 +13,7 @@ use netd_bpf::pod::Pod;
 use netd_bpf::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey};
 use std::fs;
 use std::io::Read;
-use std::sync::Mutex;
+use std::sync::{Mutex, RwLock};
 
 #[cfg(not(netd_bpf_stub))]
 static OBJECTS: [(&str, &[u8]); 2] = [
@@ -124,7 +124,7 @@ pub(super) fn open(config: &Config) -> Result<(Datapath, OpenReport), Error> {
         pins,
         config: config.clone(),
         secret,
-        programs: Mutex::new(programs),
+        programs: RwLock::new(programs),
     };
     Ok((datapath, report))
 }

@@ -3,9 +3,10 @@
 //!
 //! An explain run carries the agent's secret: it decides on the live maps and tells, and changes nothing.
 
-use super::{Datapath, Error, locked};
+use super::{Datapath, Error};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use netd_bpf::event::Explained;
+use std::sync::PoisonError;
 
 /// Size of `struct __sk_buff`.
 const SK_BUFF: usize = 192;
@@ -71,7 +72,8 @@ impl Datapath {
             repeat,
             ..TestRunOptions::default()
         };
-        let programs = locked(&self.programs);
+        // Runs do not wait for each other, only for an attachment.
+        let programs = self.programs.read().unwrap_or_else(PoisonError::into_inner);
         let (name, program): (_, &SchedClassifier) = match stage {
             Stage::PodEgress => ("pod_egress", &programs.pod_egress),
             Stage::PodIngress => ("pod_ingress", &programs.pod_ingress),

@@ -8,13 +8,13 @@ mod conversations;
 #[cfg(not(netd_bpf_stub))]
 mod flows;
 #[cfg(not(netd_bpf_stub))]
-mod frames;
+pub(crate) mod frames;
 #[cfg(not(netd_bpf_stub))]
 mod pins;
 #[cfg(not(netd_bpf_stub))]
 mod programs;
 #[cfg(not(netd_bpf_stub))]
-mod rig;
+pub(crate) mod rig;
 #[cfg(not(netd_bpf_stub))]
 mod services;
 

@@ -4,12 +4,12 @@ use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use netd_bpf::Addr;
 use std::net::{IpAddr, SocketAddr};
 
-pub(super) const TCP: u8 = 6;
-pub(super) const UDP: u8 = 17;
+pub(crate) const TCP: u8 = 6;
+pub(crate) const UDP: u8 = 17;
 
 /// TCP flags of a made segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Segment {
+pub(crate) enum Segment {
     Syn,
     SynAck,
     Ack,
@@ -17,7 +17,7 @@ pub(super) enum Segment {
     Rst,
 }
 
-pub(super) fn addr(text: &str) -> Addr {
+pub(crate) fn addr(text: &str) -> Addr {
     text.parse::<IpAddr>().expect("a literal").into()
 }
 
@@ -33,7 +33,7 @@ fn network(
     }
 }
 
-pub(super) fn tcp(source: &str, destination: &str, segment: Segment) -> Vec<u8> {
+pub(crate) fn tcp(source: &str, destination: &str, segment: Segment) -> Vec<u8> {
     let (source, destination): (SocketAddr, SocketAddr) =
         (source.parse().expect("a literal"), destination.parse().expect("a literal"));
     let builder = network(source, destination).tcp(source.port(), destination.port(), 1000, 64_000);
@@ -49,7 +49,7 @@ pub(super) fn tcp(source: &str, destination: &str, segment: Segment) -> Vec<u8> 
     frame
 }
 
-pub(super) fn udp(source: &str, destination: &str) -> Vec<u8> {
+pub(crate) fn udp(source: &str, destination: &str) -> Vec<u8> {
     let (source, destination): (SocketAddr, SocketAddr) =
         (source.parse().expect("a literal"), destination.parse().expect("a literal"));
     let mut frame = Vec::new();
@@ -62,13 +62,13 @@ pub(super) fn udp(source: &str, destination: &str) -> Vec<u8> {
 
 /// What a frame says, with all its checksums verified by an implementation that is not ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Seen {
-    pub(super) source: SocketAddr,
-    pub(super) destination: SocketAddr,
-    pub(super) ttl: u8,
+pub(crate) struct Seen {
+    pub(crate) source: SocketAddr,
+    pub(crate) destination: SocketAddr,
+    pub(crate) ttl: u8,
 }
 
-pub(super) fn read(frame: &[u8]) -> Seen {
+pub(crate) fn read(frame: &[u8]) -> Seen {
     let sliced = SlicedPacket::from_ethernet(frame).expect("a whole frame");
     let transport = sliced.transport.as_ref().expect("a transport header");
     let (source_ip, destination_ip, ttl): (IpAddr, IpAddr, u8) =

@@ -10,23 +10,24 @@ use netd_bpf::service::{
     Affinity, AffinityKey, Backend, Frontend, FrontendKey, backend_state, frontend_flag, kind, scope,
 };
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Interface of pod 1: the loopback device stands for it, as a test run needs one that exists.
-pub(super) const IFINDEX: u32 = 1;
+pub(crate) const IFINDEX: u32 = 1;
 /// Interface index of pod 2.
-pub(super) const OTHER_IFINDEX: u32 = 77;
-pub(super) const SERVICE: u32 = 9;
+pub(crate) const OTHER_IFINDEX: u32 = 77;
+pub(crate) const SERVICE: u32 = 9;
 
 /// Removes the mount and the folder whatever happens.
-pub(super) struct Folder(PathBuf);
+pub(crate) struct Folder(PathBuf);
 
 impl Folder {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = tempfile::Builder::new().prefix("netd-test-").tempdir().expect("a temporary folder");
         Self(folder.keep())
     }
 
-    pub(super) fn config(&self) -> Config {
+    pub(crate) fn config(&self) -> Config {
         Config {
             bpffs: self.0.join("bpf"),
             flows: 1024,
@@ -40,7 +41,7 @@ impl Folder {
         }
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.0
     }
 }
@@ -53,14 +54,14 @@ impl Drop for Folder {
     }
 }
 
-pub(super) struct Rig {
-    pub(super) datapath: Datapath,
-    pub(super) report: OpenReport,
-    pub(super) folder: Folder,
+pub(crate) struct Rig {
+    pub(crate) datapath: Arc<Datapath>,
+    pub(crate) report: OpenReport,
+    pub(crate) folder: Folder,
 }
 
 /// Runs a test in a network namespace of its own.
-pub(super) fn isolated(test: impl FnOnce() + Send + 'static) {
+pub(crate) fn isolated(test: impl FnOnce() + Send + 'static) {
     let thread = std::thread::spawn(|| {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("these tests need root");
         run(&["ip", "link", "set", "lo", "up"]);
@@ -71,7 +72,7 @@ pub(super) fn isolated(test: impl FnOnce() + Send + 'static) {
     }
 }
 
-pub(super) fn run(command: &[&str]) {
+pub(crate) fn run(command: &[&str]) {
     let (program, arguments) = command.split_first().expect("a command");
     let status = std::process::Command::new(program).args(arguments).status().expect("the command exists");
     assert!(status.success(), "{command:?}: {status}");
@@ -79,38 +80,38 @@ pub(super) fn run(command: &[&str]) {
 
 impl Rig {
     /// Pod 1 at the interface of the test run, pod 2 beside it, both dual stack.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with(|_| {})
     }
 
     /// The same with another configuration.
-    pub(super) fn with(change: impl FnOnce(&mut Config)) -> Self {
+    pub(crate) fn with(change: impl FnOnce(&mut Config)) -> Self {
         let folder = Folder::new();
         let mut config = folder.config();
         change(&mut config);
         let (datapath, report) = Datapath::open(&config).expect("the programs load");
-        let rig = Self { datapath, report, folder };
+        let rig = Self { datapath: Arc::new(datapath), report, folder };
         rig.datapath.upsert_pod(&pod(IFINDEX, 1, "10.0.0.1", "fd00::1")).expect("room");
         rig.datapath.upsert_pod(&pod(OTHER_IFINDEX, 2, "10.0.0.2", "fd00::2")).expect("room");
         rig
     }
 
-    pub(super) fn pod_sends(&self, frame: &[u8]) -> Ran {
+    pub(crate) fn pod_sends(&self, frame: &[u8]) -> Ran {
         self.datapath.test_run(Stage::PodEgress, frame, IFINDEX, false, 1).expect("it runs")
     }
 
-    pub(super) fn pod_receives(&self, frame: &[u8]) -> Ran {
+    pub(crate) fn pod_receives(&self, frame: &[u8]) -> Ran {
         self.datapath.test_run(Stage::PodIngress, frame, IFINDEX, false, 1).expect("it runs")
     }
 
     /// Packets dropped for a reason.
-    pub(super) fn drops(&self, reason: u8) -> u64 {
+    pub(crate) fn drops(&self, reason: u8) -> u64 {
         let counts = self.datapath.drop_counts().expect("readable");
         counts.iter().filter(|(key, _)| key.reason == reason).map(|(_, count)| count.packets).sum()
     }
 
     /// A Service with these backends, their ids from 1 on.
-    pub(super) fn service(&self, vip: &str, port: u16, proto: u8, backends: &[(&str, u16)]) {
+    pub(crate) fn service(&self, vip: &str, port: u16, proto: u8, backends: &[(&str, u16)]) {
         let mut ids = Vec::new();
         for (id, (ip, port)) in (1..).zip(backends) {
             self.backend(id, ip, *port, proto, backend_state::ACTIVE, 1);
@@ -121,7 +122,7 @@ impl Rig {
     }
 
     /// The same with `sessionAffinity: ClientIP`.
-    pub(super) fn sticky(&self, vip: &str, proto: u8, seconds: u32, backends: &[(&str, u16)]) {
+    pub(crate) fn sticky(&self, vip: &str, proto: u8, seconds: u32, backends: &[(&str, u16)]) {
         self.service(vip, 80, proto, backends);
         let frontend = Frontend {
             service: SERVICE,
@@ -134,7 +135,7 @@ impl Rig {
     }
 
     /// The row of a client in the table of affinities, changed.
-    pub(super) fn age(&self, client: Addr, change: impl FnOnce(&mut Affinity)) {
+    pub(crate) fn age(&self, client: Addr, change: impl FnOnce(&mut Affinity)) {
         let key = AffinityKey { client, service: SERVICE };
         let mut rows = locked(&self.datapath.affinity);
         let mut row = rows.get(&key, 0).expect("a row");
@@ -143,7 +144,7 @@ impl Rig {
     }
 
     /// Forgets all flows and affinities.
-    pub(super) fn forget(&self) {
+    pub(crate) fn forget(&self) {
         for row in self.datapath.flows().expect("readable") {
             self.datapath.remove_flow(&row.key).expect("removable");
         }
@@ -153,27 +154,27 @@ impl Rig {
     }
 
     /// Writes a frontend's row as it is, seal included.
-    pub(super) fn raw_frontend(&self, key: &FrontendKey, row: &Frontend) {
+    pub(crate) fn raw_frontend(&self, key: &FrontendKey, row: &Frontend) {
         locked(&self.datapath.frontends).insert(key, row, 0).expect("room");
     }
 
-    pub(super) fn backend(&self, id: u32, ip: &str, port: u16, proto: u8, state: u8, generation: u32) {
+    pub(crate) fn backend(&self, id: u32, ip: &str, port: u16, proto: u8, state: u8, generation: u32) {
         let backend =
             Backend { addr: addr(ip), port: port.to_be(), proto, state, generation, service: SERVICE };
         self.datapath.set_backend(id, &backend).expect("room");
     }
 
-    pub(super) fn frontend(&self, vip: &str, port: u16, proto: u8, kind: u8, backends: u16) {
+    pub(crate) fn frontend(&self, vip: &str, port: u16, proto: u8, kind: u8, backends: u16) {
         let frontend = Frontend { service: SERVICE, backends, kind, ..Frontend::default() };
         self.datapath.set_frontend(&frontend_key(vip, port, proto), &frontend).expect("room");
     }
 }
 
-pub(super) fn frontend_key(vip: &str, port: u16, proto: u8) -> FrontendKey {
+pub(crate) fn frontend_key(vip: &str, port: u16, proto: u8) -> FrontendKey {
     FrontendKey { addr: addr(vip), port: port.to_be(), proto, scope: scope::INTERNAL }
 }
 
-pub(super) fn pod(ifindex: u32, endpoint: u32, v4: &str, v6: &str) -> Pod {
+pub(crate) fn pod(ifindex: u32, endpoint: u32, v4: &str, v6: &str) -> Pod {
     Pod {
         v4: if v4.is_empty() { Addr::UNSPECIFIED } else { addr(v4) },
         v6: if v6.is_empty() { Addr::UNSPECIFIED } else { addr(v6) },
