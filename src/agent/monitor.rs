@@ -76,7 +76,7 @@ pub(super) fn event(kind: Kind, subject: Option<String>, message: impl Into<Stri
 
 /// A drop with the names of both ends.
 pub(super) fn drop_event(dropped: &Dropped, book: &Book) -> Event {
-    let pod = |address| book.pod(address);
+    let pod = |address| book.pod(address).map(ToString::to_string);
     let about = Drop {
         reason: dropped.reason.to_owned(),
         stage: dropped.stage.to_owned(),
@@ -135,7 +135,7 @@ impl Filter {
             return Err(Refusal::Bad(format!("there is no reason {unknown} to drop a packet")));
         }
         let pod: Option<ObjectName> = match pod {
-            Some(asked) => Some(Book::of(state).addresses(&asked)?.0),
+            Some(asked) => Some(state.book().addresses(&asked)?.0),
             None => None,
         };
         Ok(Self { drops_only: drops || reason.is_some(), pod: pod.map(|pod| pod.to_string()), reason })

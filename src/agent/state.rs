@@ -37,8 +37,8 @@ pub(super) struct State {
     pub(super) drops: Drops,
     pub(super) monitor: Monitor,
     pub(super) requests: Arc<Requests>,
-    /// The newest [`Book`], with the generations of model and ledger that it is of.
-    pub(super) book: Mutex<Option<((u64, u64), Arc<Book>)>>,
+    /// The newest [`Book`], with the generations of model, ledger and Service tables that it is of.
+    pub(super) book: Mutex<Option<((u64, u64, Option<u64>), Arc<Book>)>>,
     pub(super) announced: AtomicBool,
 }
 
@@ -55,9 +55,10 @@ impl State {
         }
     }
 
-    /// Names of pods by address. Put together anew when the model or the ledger changed.
-    fn book(&self) -> Arc<Book> {
-        let version = (self.store.current().generation, self.cni.state().generation());
+    /// Names of pods by address. Put together anew when the model, the ledger or the Services changed.
+    pub(super) fn book(&self) -> Arc<Book> {
+        let services = self.services.load().as_ref().and_then(|handle| handle.status.borrow().generation);
+        let version = (self.store.current().generation, self.cni.state().generation(), services);
         let mut kept = self.book.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.as_ref().is_none_or(|(of, _)| *of != version) {
             *kept = Some((version, Arc::new(Book::of(self))));

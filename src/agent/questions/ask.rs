@@ -134,8 +134,8 @@ impl Book {
     }
 
     /// The pod that has an address.
-    pub(in crate::agent) fn pod(&self, address: IpAddr) -> Option<String> {
-        self.pods.get(&address).map(ToString::to_string)
+    pub(in crate::agent) fn pod(&self, address: IpAddr) -> Option<&ObjectName> {
+        self.pods.get(&address)
     }
 
     /// The addresses of the pod that is asked for.

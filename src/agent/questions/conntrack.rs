@@ -49,7 +49,7 @@ pub(in crate::agent) struct Question {
     protocol: Option<u8>,
     state: Option<FlowState>,
     address: Option<IpNet>,
-    book: Book,
+    book: Arc<Book>,
     services: HashMap<u32, ObjectName>,
 }
 
@@ -59,7 +59,7 @@ impl Question {
     /// # Errors
     /// A name is unknown, or something is not what it ought to be.
     pub(in crate::agent) fn new(asked: Asked, state: &State) -> Result<Self, Refusal> {
-        let book = Book::of(state);
+        let book = state.book();
         let services =
             state.services.load().as_ref().map(|handle| handle.names.services()).unwrap_or_default();
         let pod = match asked.pod {
@@ -98,15 +98,19 @@ impl Question {
             && self.address.is_none_or(|net| ends().any(|ip| net.contains(&ip)))
     }
 
+    fn pod(&self, address: IpAddr) -> Option<String> {
+        self.book.pod(address).map(ToString::to_string)
+    }
+
     fn told(&self, flow: &Conversation, now: u32) -> Flow {
         Flow {
             protocol: protocol(flow.proto),
             client: flow.client,
-            client_pod: self.book.pod(flow.client.ip()),
+            client_pod: self.pod(flow.client.ip()),
             frontend: flow.frontend,
             service: self.services.get(&flow.service).map(ToString::to_string),
             server: flow.server,
-            server_pod: self.book.pod(flow.server.ip()),
+            server_pod: self.pod(flow.server.ip()),
             translated_port: flow.client_port_there,
             state: shown(flow.state),
             table: table(flow.established),
@@ -309,7 +313,7 @@ mod tests {
             protocol: None,
             state: None,
             address: None,
-            book: Book::default(),
+            book: Arc::default(),
             services: HashMap::from([(4, ObjectName::new("shop", "api"))]),
         }
     }

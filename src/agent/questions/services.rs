@@ -1,6 +1,6 @@
 //! The answers to `netd svc`: what is wanted, beside the kernel's maps as they are.
 
-use super::ask::{Refusal, pick};
+use super::ask::{Book, Refusal, pick};
 use crate::agent::seams::OnNode;
 use crate::agent::state::State;
 use crate::answer::protocol;
@@ -173,7 +173,8 @@ pub(in crate::agent) fn show(state: &State, asked: &str) -> Result<Shown, Refusa
     let (how, reason) = moment.state(service, desired, &views);
     let numbers: HashSet<u32> = views.iter().filter_map(|view| Some(view.row?.service)).collect();
     let flows = flows(&state.datapath, &numbers).map_err(|error| Refusal::failed(&error))?;
-    let places = places(moment.model(), service, &state.node);
+    let book = state.book();
+    let places = Places::of(service, moment.model(), &book, &state.node);
     Ok(Shown {
         node: state.node.clone(),
         namespace: name.namespace.to_string(),
@@ -215,44 +216,48 @@ fn flows(datapath: &datapath::Datapath, numbers: &HashSet<u32>) -> Result<Flows,
     Ok(flows)
 }
 
-/// Pod and node of each endpoint.
-fn places(
-    model: &Model,
-    service: &model::Service,
-    node: &str,
-) -> HashMap<IpAddr, (Option<String>, Option<String>)> {
-    let index = EndpointIndex::build(model);
-    let view = View { node, scope: Scope::Internal };
-    let mut places = HashMap::new();
-    for port in &service.ports {
-        for family in [Family::V4, Family::V6] {
-            for one in endpoints::select(&index, service, port, family, view) {
-                let pod = one.pod.as_ref().map(ToString::to_string);
-                let of_pod = || Some(model.pods.get(one.pod.as_ref()?)?.node.clone()?.to_string());
-                let node = one.node.as_ref().map(ToString::to_string).or_else(of_pod);
-                places.insert(one.address, (pod, node));
-            }
-        }
-    }
-    places
+/// Who is behind an address, as the endpoints say it, or else the pods themselves.
+struct Places<'a> {
+    endpoints: HashMap<IpAddr, (Option<ObjectName>, Option<Arc<str>>)>,
+    model: &'a Model,
+    book: &'a Book,
 }
 
-fn shown(
-    frontend: &DesiredFrontend,
-    view: FrontendView,
-    flows: &Flows,
-    places: &HashMap<IpAddr, (Option<String>, Option<String>)>,
-) -> Frontend {
+impl<'a> Places<'a> {
+    fn of(service: &model::Service, model: &'a Model, book: &'a Book, node: &str) -> Self {
+        let index = EndpointIndex::build(model);
+        let view = View { node, scope: Scope::Internal };
+        let mut endpoints = HashMap::new();
+        for port in &service.ports {
+            for family in [Family::V4, Family::V6] {
+                let chosen = endpoints::select(&index, service, port, family, view);
+                endpoints.extend(chosen.into_iter().map(|one| (one.address, (one.pod, one.node))));
+            }
+        }
+        Self { endpoints, model, book }
+    }
+
+    /// Pod and node.
+    fn at(&self, address: IpAddr) -> (Option<String>, Option<String>) {
+        let (pod, node) = self.endpoints.get(&address).cloned().unwrap_or_default();
+        let pod = pod.or_else(|| self.book.pod(address).cloned());
+        let of_pod = || self.model.pods.get(pod.as_ref()?)?.node.clone();
+        let node = node.or_else(of_pod);
+        (pod.map(|pod| pod.to_string()), node.map(|node| node.to_string()))
+    }
+}
+
+fn shown(frontend: &DesiredFrontend, view: FrontendView, flows: &Flows, places: &Places<'_>) -> Frontend {
     let number = view.row.map(|row| row.service);
     let to = |address: SocketAddr| {
         number.and_then(|number| flows.get(&(number, address))).copied().unwrap_or_default()
     };
     let backend = |one: &BackendView| {
-        let place = places.get(&one.address.ip());
+        let (pod, node) = places.at(one.address.ip());
         Backend {
             address: one.address,
-            pod: one.pod.as_ref().map(ToString::to_string).or_else(|| place?.0.clone()),
-            node: place.and_then(|place| place.1.clone()),
+            pod: one.pod.as_ref().map(ToString::to_string).or(pod),
+            node,
             local: one.local,
             state: match one.standing {
                 Standing::Active => BackendState::Active,
@@ -270,10 +275,11 @@ fn shown(
         let of_port = range.take_while(|((service, _), _)| *service == number);
         for ((_, address), count) in of_port.filter(|((_, address), _)| family(address)) {
             if view.backends.iter().all(|one| one.address != *address) {
+                let (pod, node) = places.at(address.ip());
                 backends.push(Backend {
                     address: *address,
-                    pod: None,
-                    node: None,
+                    pod,
+                    node,
                     local: false,
                     state: BackendState::Left,
                     number: None,
