@@ -296,6 +296,7 @@ fn overview(node: &Node<'_>) -> Result<()> {
     ensure!((table("frontends")?, table("pods")?) == (4, 2), "{told}");
     let added = told.get("cni").and_then(|cni| cni.get("ADD")).context("no ADD")?;
     ensure!((number(added, "done"), number(added, "failed")) == (2, 0), "{told}");
+    let schema = told.get("datapath").map(|datapath| number(datapath, "schema")).context("no datapath")?;
     for (metric, labels, least) in [
         ("netd_table_rows", &[("table", "pods")][..], 2.0),
         ("netd_table_rows_limit", &[("table", "established")], 16384.0),
@@ -303,7 +304,7 @@ fn overview(node: &Node<'_>) -> Result<()> {
         ("netd_cni_requests_total", &[("verb", "ADD"), ("code", "0")], 2.0),
         ("netd_cni_request_duration_seconds_count", &[("verb", "ADD")], 2.0),
         ("netd_flow_events_total", &[("event", "promoted")], 1.0),
-        ("netd_build_info", &[("schema", &number(&told["datapath"], "schema").to_string())], 1.0),
+        ("netd_build_info", &[("schema", &schema.to_string())], 1.0),
     ] {
         let value = node.metric(metric, labels)?;
         ensure!(value >= least, "{metric}{labels:?} is {value}");

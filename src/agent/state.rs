@@ -19,6 +19,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use tokio::sync::watch;
 
+/// Generations of model, ledger and Service tables.
+type Edition = (u64, u64, Option<u64>);
+
 /// Shared by all tasks; each part is written by one of them.
 #[derive(Debug)]
 pub(super) struct State {
@@ -37,8 +40,8 @@ pub(super) struct State {
     pub(super) drops: Drops,
     pub(super) monitor: Monitor,
     pub(super) requests: Arc<Requests>,
-    /// The newest [`Book`], with the generations of model, ledger and Service tables that it is of.
-    pub(super) book: Mutex<Option<((u64, u64, Option<u64>), Arc<Book>)>>,
+    /// The newest [`Book`], and what it is of.
+    pub(super) book: Mutex<Option<(Edition, Arc<Book>)>>,
     pub(super) announced: AtomicBool,
 }
 
@@ -58,10 +61,10 @@ impl State {
     /// Names of pods by address. Put together anew when the model, the ledger or the Services changed.
     pub(super) fn book(&self) -> Arc<Book> {
         let services = self.services.load().as_ref().and_then(|handle| handle.status.borrow().generation);
-        let version = (self.store.current().generation, self.cni.state().generation(), services);
+        let edition: Edition = (self.store.current().generation, self.cni.state().generation(), services);
         let mut kept = self.book.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.as_ref().is_none_or(|(of, _)| *of != version) {
-            *kept = Some((version, Arc::new(Book::of(self))));
+        if kept.as_ref().is_none_or(|(of, _)| *of != edition) {
+            *kept = Some((edition, Arc::new(Book::of(self))));
         }
         kept.as_ref().map(|(_, book)| Arc::clone(book)).unwrap_or_default()
     }

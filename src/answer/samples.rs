@@ -346,7 +346,7 @@ pub(crate) fn flows() -> Vec<Flow> {
         hairpin: false,
         from_stack: true,
         refused: true,
-        ..through.clone()
+        ..through
     };
     let closing = Flow {
         state: FlowState::HalfClosed,

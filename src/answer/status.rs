@@ -210,7 +210,7 @@ impl Table {
     /// In percent of the limit, rounded down.
     #[must_use]
     pub fn percent(&self) -> Option<u64> {
-        Some(self.used?.saturating_mul(100).checked_div(self.limit)?)
+        self.used?.saturating_mul(100).checked_div(self.limit)
     }
 }
 

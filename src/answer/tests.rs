@@ -67,19 +67,19 @@ fn shapes_change_only_with_their_version() {
 
 #[test]
 fn what_is_written_is_read_back() {
-    fn back<T: Answer + PartialEq + std::fmt::Debug>(body: T) {
-        let text = serde_json::to_string(&document(&body)).expect("JSON");
+    fn back<T: Answer + PartialEq + std::fmt::Debug>(body: &T) {
+        let text = serde_json::to_string(&document(body)).expect("JSON");
         let value: Value = serde_json::from_str(&text).expect("JSON");
         assert_eq!(value["schema"], T::SCHEMA);
-        assert_eq!(read::<T>(&value).expect("read"), body);
+        assert_eq!(read::<T>(&value).expect("read"), *body);
     }
-    back(samples::status());
-    back(samples::degraded());
-    back(samples::endpoints());
-    back(samples::services());
-    back(samples::service());
-    back(samples::summary());
-    samples::events().into_iter().for_each(back);
+    back(&samples::status());
+    back(&samples::degraded());
+    back(&samples::endpoints());
+    back(&samples::services());
+    back(&samples::service());
+    back(&samples::summary());
+    samples::events().iter().for_each(back);
     for line in samples::flows().into_iter().map(|flow| Line::Flow(Box::new(flow))) {
         let text = serde_json::to_string(&line).expect("JSON");
         assert_eq!(serde_json::from_str::<Line>(&text).expect("read"), line);

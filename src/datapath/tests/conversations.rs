@@ -178,7 +178,7 @@ fn tables_larger_than_a_batch_are_read_whole() {
             low: addr("10.0.0.1"),
             high: addr("10.0.0.2"),
             pad: [0; 2],
-            low_port: n as u16,
+            low_port: u16::try_from(n).expect("few rows"),
             proto: 6,
             ..FlowKey::default()
         };
