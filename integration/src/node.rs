@@ -88,6 +88,12 @@ impl Server {
     }
 }
 
+/// The addresses of all these servers.
+#[must_use]
+pub fn addresses<'a>(servers: impl IntoIterator<Item = &'a Server>) -> Vec<IpAddr> {
+    servers.into_iter().flat_map(|server| server.pod.addresses.iter().copied()).collect()
+}
+
 impl Pod {
     /// Its address of one family.
     ///

@@ -10,10 +10,23 @@
 //! The router's routes to the pods are static; nodes have no routes but the default one and those netd makes.
 
 use crate::lab::{Lab, Namespace, Segment};
-use crate::node::Node;
-use crate::state::State;
+use crate::node::{Node, PORT, Pod, Server, addresses};
+use crate::state::{Port, State};
+use crate::traffic::{self, Proto};
 use anyhow::{Context as _, Result};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// Addresses of the Service that most tests have.
+pub const VIPS: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(10, 96, 0, 80)), IpAddr::V6(Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 0x80))];
+/// Its port.
+pub const VIP_PORT: Port = Port { port: 80, target: PORT };
+
+/// A VIP with that port.
+#[must_use]
+pub fn at(vip: IpAddr) -> SocketAddr {
+    SocketAddr::new(vip, VIP_PORT.port)
+}
 
 /// Which families the pods of a node have. Nodes themselves always have both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,6 +132,26 @@ impl<'lab> Site<'lab> {
             node.launch()?;
         }
         self.nodes.iter().try_for_each(Node::ready)
+    }
+
+    /// A pod `client` on the first node, and a server on each (`a1`, `b1`, …) behind the Service `web` at
+    /// [`VIPS`]; they all answer.
+    ///
+    /// # Errors
+    /// As [`Node::add_server`], or one does not answer by the deadline.
+    pub fn web(&self) -> Result<(Pod, Vec<Server>)> {
+        let client = self.nodes.first().context("no node")?.add_pod("client")?;
+        let servers = self.nodes.iter().map(|node| node.add_server(&format!("{}1", node.name())));
+        let servers: Vec<Server> = servers.collect::<Result<_>>()?;
+        self.state.service("web", &VIPS, VIP_PORT, &[])?;
+        self.state.slices("web", PORT, &addresses(&servers))?;
+        let names: Vec<&str> = servers.iter().map(|server| server.pod.name.as_str()).collect();
+        for vip in VIPS {
+            for proto in Proto::ALL {
+                traffic::answering(&client.netns, proto, at(vip), &names)?;
+            }
+        }
+        Ok((client, servers))
     }
 
     /// A node by name.

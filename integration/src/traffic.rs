@@ -16,9 +16,10 @@ pub use frames::{Frames, arp_request, eth0_mac, gateway_mac, udp_frame};
 pub use load::{Load, Style, Tally};
 
 use crate::lab::Namespace;
+use crate::wait;
 use anyhow::{Context as _, Result, anyhow, bail};
 use socket2::{Domain, Socket, Type};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
@@ -200,6 +201,20 @@ pub fn shares(
         }
     }
     Ok(tally)
+}
+
+/// Waits until exactly `names` answer at `target`.
+///
+/// # Errors
+/// Others do, or not all of them, until the deadline.
+pub fn answering(from: &Namespace, proto: Proto, target: SocketAddr, names: &[&str]) -> Result<()> {
+    let names: BTreeSet<&str> = names.iter().copied().collect();
+    // With three servers one is missed once in a hundred million times.
+    let count = 16 * u32::try_from(names.len())?;
+    wait::holds(&format!("{names:?} to answer {proto} at {target}"), || {
+        let shares = shares(from, proto, target, count)?;
+        Ok(shares.keys().map(String::as_str).eq(names.iter().copied()))
+    })
 }
 
 /// One ICMP echo by the system's `ping`; its summary line.

@@ -3,35 +3,13 @@
 
 use anyhow::{Context as _, Result, ensure};
 use netd_integration::lab::{Lab, Namespace};
-use netd_integration::node::{PORT, Server};
-use netd_integration::site::{Families, Site};
-use netd_integration::state::Port;
-use netd_integration::traffic::{self, Echo, Flow, Load, Proto, Sink};
-use netd_integration::{stats, wait};
+use netd_integration::node::{PORT, Server, addresses};
+use netd_integration::site::{Families, Site, VIP_PORT, VIPS, at};
+use netd_integration::traffic::{self, Echo, Flow, Proto, Sink};
+use netd_integration::wait;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
-
-const VIPS: [&str; 2] = ["10.96.0.80", "fd00:96::80"];
-const VIP_PORT: Port = Port { port: 80, target: PORT };
-
-fn vips() -> Result<[IpAddr; 2]> {
-    let [v4, v6] = VIPS;
-    Ok([v4.parse()?, v6.parse()?])
-}
-
-fn at(vip: IpAddr) -> SocketAddr {
-    SocketAddr::new(vip, VIP_PORT.port)
-}
-
-/// Waits until exactly `names` answer at `target`.
-fn answering(from: &Namespace, proto: Proto, target: SocketAddr, names: &[&str]) -> Result<()> {
-    let names: BTreeSet<&str> = names.iter().copied().collect();
-    wait::holds(&format!("{names:?} to answer {proto} at {target}"), || {
-        let shares = traffic::shares(from, proto, target, 48)?;
-        Ok(shares.keys().map(String::as_str).eq(names.iter().copied()))
-    })
-}
 
 #[test]
 fn a_host_port_by_portmap_reaches_its_pod_and_back() -> Result<()> {
@@ -116,20 +94,20 @@ fn a_services_pods_answer_by_selector_and_by_slices() -> Result<()> {
             servers.push(site.node(node)?.add_server(pod)?);
         }
         // No slices: the endpoints are the Pods, at the addresses that their agents reported.
-        site.state.service("web", &vips()?, VIP_PORT, &[("app", "web")])?;
+        site.state.service("web", &VIPS, VIP_PORT, &[("app", "web")])?;
         let client = servers.iter().find(|server| server.pod.name == "a1").context("a1")?;
-        for vip in vips()? {
+        for vip in VIPS {
             for proto in Proto::ALL {
-                answering(client.netns(), proto, at(vip), &["a2", "b1", "c1"])?;
+                traffic::answering(client.netns(), proto, at(vip), &["a2", "b1", "c1"])?;
             }
         }
         // Slices take over; one family alone stays one family's.
-        let [v4, _] = vips()?;
+        let [v4, _] = VIPS;
         let b1 = servers.iter().find(|server| server.pod.name == "b1").context("b1")?;
         site.state.service("other", &[v4.to_string().replace(".80", ".81").parse()?], VIP_PORT, &[])?;
         site.state.slices("other", PORT, &b1.pod.addresses)?;
         for from in servers.iter().filter(|server| server.pod.name != "b1") {
-            answering(from.netns(), Proto::Tcp, "10.96.0.81:80".parse()?, &["b1"])?;
+            traffic::answering(from.netns(), Proto::Tcp, "10.96.0.81:80".parse()?, &["b1"])?;
         }
         // What is no port of the Service is not translated.
         for from in &servers {
@@ -149,13 +127,12 @@ fn a_pod_reaches_itself_through_its_service() -> Result<()> {
         let site = Site::one_node(lab)?;
         let node = site.node("a")?;
         let (one, two) = (node.add_server("one")?, node.add_server("two")?);
-        let both: Vec<IpAddr> = [&one, &two].into_iter().flat_map(|s| s.pod.addresses.clone()).collect();
-        site.state.service("web", &vips()?, VIP_PORT, &[])?;
-        site.state.slices("web", PORT, &both)?;
+        site.state.service("web", &VIPS, VIP_PORT, &[])?;
+        site.state.slices("web", PORT, &addresses([&one, &two]))?;
         for from in [&one, &two] {
-            for vip in vips()? {
+            for vip in VIPS {
                 for proto in Proto::ALL {
-                    answering(from.netns(), proto, at(vip), &["one", "two"])?;
+                    traffic::answering(from.netns(), proto, at(vip), &["one", "two"])?;
                 }
             }
         }
@@ -185,10 +162,8 @@ fn pods_of_one_family() -> Result<()> {
         }
         // One pod of each node is behind the Service, the other one asks.
         let behind = |server: &&Server| server.pod.name.ends_with('2');
-        let addresses: Vec<IpAddr> =
-            servers.iter().filter(behind).flat_map(|s| s.pod.addresses.clone()).collect();
-        site.state.service("web", &vips()?, VIP_PORT, &[])?;
-        site.state.slices("web", PORT, &addresses)?;
+        site.state.service("web", &VIPS, VIP_PORT, &[])?;
+        site.state.slices("web", PORT, &addresses(servers.iter().filter(behind)))?;
         for from in servers.iter().filter(|server| !behind(server)) {
             for v6 in families(from) {
                 let peers: Vec<&Server> = servers.iter().filter(|to| families(to).contains(&v6)).collect();
@@ -199,38 +174,11 @@ fn pods_of_one_family() -> Result<()> {
                 }
                 let names: Vec<&str> =
                     peers.iter().copied().filter(behind).map(|to| to.pod.name.as_str()).collect();
-                let [vip4, vip6] = vips()?;
+                let [vip4, vip6] = VIPS;
                 let target = at(if v6 { vip6 } else { vip4 });
                 for proto in Proto::ALL {
-                    answering(from.netns(), proto, target, &names)?;
+                    traffic::answering(from.netns(), proto, target, &names)?;
                 }
-            }
-        }
-        Ok(())
-    })
-}
-
-#[test]
-fn backends_get_equal_shares() -> Result<()> {
-    Lab::run(|lab| {
-        let site = Site::three_nodes(lab)?;
-        site.start_all()?;
-        let client = site.node("a")?.add_pod("client")?;
-        let mut servers = Vec::new();
-        for node in site.nodes() {
-            servers.push(node.add_server(&format!("{}1", node.name()))?);
-        }
-        let all: Vec<IpAddr> = servers.iter().flat_map(|s| s.pod.addresses.clone()).collect();
-        site.state.service("web", &vips()?, VIP_PORT, &[])?;
-        site.state.slices("web", PORT, &all)?;
-        for vip in vips()? {
-            for proto in Proto::ALL {
-                answering(&client.netns, proto, at(vip), &["a1", "b1", "c1"])?;
-                let shares = traffic::shares(&client.netns, proto, at(vip), 1500)?;
-                let counts: Vec<u32> = shares.values().copied().collect();
-                let p = stats::p_of_three(stats::chi_square(&counts));
-                // Fair dice fail this once in a million runs.
-                ensure!(p > 1e-6, "{proto} to {vip}: {shares:?}, p {p}");
             }
         }
         Ok(())
@@ -244,13 +192,13 @@ fn a_port_is_used_again_for_the_service_and_for_its_backend() -> Result<()> {
         site.start_all()?;
         let client = site.node("a")?.add_pod("client")?;
         let (near, far) = (site.node("a")?.add_server("near")?, site.node("c")?.add_server("far")?);
-        site.state.service("web", &vips()?, VIP_PORT, &[])?;
+        site.state.service("web", &VIPS, VIP_PORT, &[])?;
         let mut port = 4000;
         for server in [&near, &far] {
             site.state.slices("web", PORT, &server.pod.addresses)?;
-            for (vip, v6) in vips()?.into_iter().zip([false, true]) {
+            for (vip, v6) in VIPS.into_iter().zip([false, true]) {
                 for proto in Proto::ALL {
-                    answering(&client.netns, proto, at(vip), &[&server.pod.name])?;
+                    traffic::answering(&client.netns, proto, at(vip), &[&server.pod.name])?;
                     // One flow after the other, each at once when the one before has ended; and each only
                     // once from a port, as TIME-WAIT demands.
                     let direct = server.at(v6)?;
@@ -270,111 +218,6 @@ fn a_port_is_used_again_for_the_service_and_for_its_backend() -> Result<()> {
 }
 
 #[test]
-fn flows_follow_their_backends() -> Result<()> {
-    Lab::run(|lab| {
-        let site = Site::three_nodes(lab)?;
-        site.start_all()?;
-        let client = site.node("a")?.add_pod("client")?;
-        let mut servers = Vec::new();
-        for node in site.nodes() {
-            servers.push(node.add_server(&format!("{}1", node.name()))?);
-        }
-        let all: Vec<IpAddr> = servers.iter().flat_map(|s| s.pod.addresses.clone()).collect();
-        site.state.service("web", &vips()?, VIP_PORT, &[])?;
-        site.state.slices("web", PORT, &all)?;
-        for vip in vips()? {
-            answering(&client.netns, Proto::Tcp, at(vip), &["a1", "b1", "c1"])?;
-        }
-        // Held flows, by name of their backend.
-        let mut flows = Vec::new();
-        for vip in vips()? {
-            for proto in Proto::ALL {
-                for _ in 0..12 {
-                    let mut flow = traffic::open(&client.netns, proto, at(vip))?;
-                    let who = flow.ask()?;
-                    flows.push((proto, who, flow));
-                }
-            }
-        }
-        // b1 leaves. Flows to others stay where they are; a UDP flow to b1 goes on with another.
-        let left: Vec<IpAddr> = all
-            .iter()
-            .copied()
-            .filter(|ip| !servers.iter().any(|s| s.pod.name == "b1" && s.pod.addresses.contains(ip)))
-            .collect();
-        site.state.slices("web", PORT, &left)?;
-        for vip in vips()? {
-            answering(&client.netns, Proto::Udp, at(vip), &["a1", "c1"])?;
-        }
-        for (proto, who, flow) in &mut flows {
-            match (who.as_str(), *proto) {
-                ("b1", Proto::Tcp) => {}
-                ("b1", Proto::Udp) => {
-                    let now = flow.ask().context("a UDP flow whose backend left")?;
-                    ensure!(now != "b1", "still answered by b1");
-                    ensure!(flow.ask()? == now, "a flow changed its backend twice");
-                }
-                _ => ensure!(flow.ask()? == *who, "a flow to {who} moved"),
-            }
-        }
-        ensure!(flows.iter().any(|(_, who, _)| who == "b1"), "no flow went to b1: the test shows nothing");
-        // Nobody left: refused or unanswered, but nobody else answers.
-        site.state.slices("web", PORT, &[])?;
-        for vip in vips()? {
-            wait::holds("the last endpoint to go", || {
-                let flow = client.netns.enter(|| {
-                    Ok(std::net::TcpStream::connect_timeout(&at(vip), Duration::from_millis(300)).is_ok())
-                });
-                Ok(!flow?)
-            })?;
-        }
-        // And back.
-        site.state.slices("web", PORT, &all)?;
-        for vip in vips()? {
-            answering(&client.netns, Proto::Tcp, at(vip), &["a1", "b1", "c1"])?;
-        }
-        Ok(())
-    })
-}
-
-#[test]
-fn endpoints_change_under_traffic_without_a_failed_request() -> Result<()> {
-    Lab::run(|lab| {
-        let site = Site::three_nodes(lab)?;
-        site.start_all()?;
-        let client = site.node("a")?.add_pod("client")?;
-        let mut servers = Vec::new();
-        for node in site.nodes() {
-            servers.push(node.add_server(&format!("{}1", node.name()))?);
-        }
-        let all: Vec<IpAddr> = servers.iter().flat_map(|s| s.pod.addresses.clone()).collect();
-        let stays = servers.first().context("a server")?;
-        site.state.service("web", &vips()?, VIP_PORT, &[])?;
-        site.state.slices("web", PORT, &stays.pod.addresses)?;
-        for vip in vips()? {
-            answering(&client.netns, Proto::Tcp, at(vip), &["a1"])?;
-        }
-        let mut loads = Vec::new();
-        for vip in vips()? {
-            // Held before the others come: these must stay with a1. Fresh ones go wherever they are sent;
-            // all servers live, so none may fail.
-            loads.extend(Load::all(&client.netns, at(vip), Duration::from_millis(2))?);
-        }
-        Load::all_more(&loads, 5)?;
-        for round in 0..10 {
-            let endpoints = if round % 2 == 0 { &all } else { &stays.pod.addresses };
-            site.state.slices("web", PORT, endpoints)?;
-            let names: &[&str] = if round % 2 == 0 { &["a1", "b1", "c1"] } else { &["a1"] };
-            for vip in vips()? {
-                answering(&client.netns, Proto::Tcp, at(vip), names)?;
-            }
-        }
-        Load::all_more(&loads, 5)?;
-        Load::none_failed(loads)
-    })
-}
-
-#[test]
 fn large_transfers_keep_their_bytes_and_their_offloads() -> Result<()> {
     const BYTES: u64 = 200 << 20;
     Lab::run(|lab| {
@@ -383,14 +226,14 @@ fn large_transfers_keep_their_bytes_and_their_offloads() -> Result<()> {
         let client = site.node("a")?.add_pod("client")?;
         let near = site.node("a")?.add_pod("near")?;
         let far = site.node("c")?.add_pod("far")?;
-        site.state.service("web", &vips()?, VIP_PORT, &[])?;
+        site.state.service("web", &VIPS, VIP_PORT, &[])?;
         for (server, v6) in [(&near, false), (&far, false), (&near, true), (&far, true)] {
             site.state.slices("web", PORT, &server.addresses)?;
-            let [vip4, vip6] = vips()?;
+            let [vip4, vip6] = VIPS;
             let target = at(if v6 { vip6 } else { vip4 });
             let address = server.address(v6)?;
             let echo = traffic::Echo::start(&server.netns, &server.name, PORT)?;
-            answering(&client.netns, Proto::Tcp, target, &[&server.name])?;
+            traffic::answering(&client.netns, Proto::Tcp, target, &[&server.name])?;
             drop(echo);
             let sink = Sink::start(&server.netns, PORT)?;
             let before = sent(&client.netns)?;

@@ -4,15 +4,13 @@
 use anyhow::{Context as _, Result, ensure};
 use netd_integration::cni::{Attachment, Refusal, refused};
 use netd_integration::lab::{Lab, tail};
-use netd_integration::node::{Node, PORT, Pod};
-use netd_integration::site::{Families, Site};
-use netd_integration::state::Port;
+use netd_integration::node::{Node, PORT, Pod, addresses};
+use netd_integration::site::{Families, Site, VIP_PORT, VIPS, at};
 use netd_integration::traffic::{self, Load, Proto};
 use netd_integration::wait;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Output;
 use std::time::Duration;
@@ -69,16 +67,12 @@ fn a_broken_file_of_state_leaves_the_last_good_one_in_force() -> Result<()> {
         let node = site.node("a")?;
         let client = node.add_pod("client")?;
         let (one, two) = (node.add_server("one")?, node.add_server("two")?);
-        let vip: SocketAddr = "10.96.0.80:80".parse()?;
-        site.state.service("web", &[vip.ip()], Port { port: 80, target: PORT }, &[])?;
+        let [vip, _] = VIPS;
+        site.state.service("web", &[vip], VIP_PORT, &[])?;
         site.state.slices("web", PORT, &one.pod.addresses)?;
-        let answering = |name: &str| {
-            wait::holds(&format!("{name} to answer"), || {
-                Ok(traffic::shares(&client.netns, Proto::Tcp, vip, 16)?.keys().eq([name]))
-            })
-        };
+        let answering = |name| traffic::answering(&client.netns, Proto::Tcp, at(vip), &[name]);
         answering("one")?;
-        let loads = Load::all(&client.netns, vip, Duration::from_millis(3))?;
+        let loads = Load::all(&client.netns, at(vip), Duration::from_millis(3))?;
         for broken in [
             "apiVersion: v1\nkind: Service\n  name: [oops\n",
             "\u{0}\u{1}",
@@ -223,7 +217,7 @@ fn a_ledger_cut_in_half() -> Result<()> {
             loads.extend(Load::all(&client.netns, server.at(false)?, Duration::from_millis(5))?);
         }
         let mut known: BTreeSet<_> = client.addresses.iter().copied().collect();
-        known.extend(servers.iter().flat_map(|server| server.pod.addresses.clone()));
+        known.extend(addresses(&servers));
         type Damage = fn(&Path) -> Result<()>;
         let cut: Damage = |path| {
             let bytes = fs::read(path)?;

@@ -3,13 +3,12 @@
 
 use anyhow::{Context as _, Result, ensure};
 use netd_integration::lab::Lab;
-use netd_integration::node::{Node, PORT};
-use netd_integration::site::Site;
-use netd_integration::state::Port;
+use netd_integration::node::{Node, PORT, addresses};
+use netd_integration::site::{Site, VIP_PORT, VIPS, at};
 use netd_integration::traffic::{self, Load, Proto};
 use netd_integration::wait;
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::process::ExitStatus;
 use std::time::Duration;
 
@@ -21,33 +20,19 @@ fn no_request_fails(end: End, times: u32) -> Result<()> {
     Lab::run(|lab| {
         let site = Site::three_nodes(lab)?;
         site.start_all()?;
-        let client = site.node("a")?.add_pod("client")?;
+        let (client, servers) = site.web()?;
         // One pod that used both the Service and its backends could draw one source port for both at once.
         let direct = site.node("a")?.add_pod("direct")?;
-        let mut servers = Vec::new();
-        for node in site.nodes() {
-            servers.push(node.add_server(&format!("{}1", node.name()))?);
-        }
-        let vips: [IpAddr; 2] = ["10.96.0.80".parse()?, "fd00:96::80".parse()?];
-        let backends: Vec<IpAddr> = servers.iter().flat_map(|s| s.pod.addresses.clone()).collect();
-        site.state.service("web", &vips, Port { port: 80, target: PORT }, &[])?;
-        site.state.slices("web", PORT, &backends)?;
         let mut loads = Vec::new();
-        for vip in vips {
-            let target = SocketAddr::new(vip, 80);
-            for proto in Proto::ALL {
-                wait::holds("all backends to answer", || {
-                    Ok(traffic::shares(&client.netns, proto, target, 48)?.len() == servers.len())
-                })?;
-            }
-            loads.extend(Load::all(&client.netns, target, Duration::from_millis(3))?);
+        for vip in VIPS {
+            loads.extend(Load::all(&client.netns, at(vip), Duration::from_millis(3))?);
         }
         let far = servers.last().context("a server")?;
         loads.extend(Load::all(&direct.netns, far.at(true)?, Duration::from_millis(3))?);
 
         let more = || Load::all_more(&loads, 60);
         let mut known: BTreeSet<IpAddr> =
-            backends.iter().chain(&client.addresses).chain(&direct.addresses).copied().collect();
+            addresses(&servers).iter().chain(&client.addresses).chain(&direct.addresses).copied().collect();
         for round in 0..times {
             more()?;
             for node in site.nodes() {
@@ -115,22 +100,17 @@ fn what_changed_while_the_agent_was_away_is_caught_up() -> Result<()> {
         let node = site.node("a")?;
         let client = node.add_pod("client")?;
         let (one, two) = (node.add_server("one")?, node.add_server("two")?);
-        let vip: SocketAddr = "10.96.0.80:80".parse()?;
-        site.state.service("web", &[vip.ip()], Port { port: 80, target: PORT }, &[])?;
+        let [vip, _] = VIPS;
+        site.state.service("web", &[vip], VIP_PORT, &[])?;
         site.state.slices("web", PORT, &one.pod.addresses)?;
-        let who = |name: &str| {
-            wait::holds(&format!("{name} to answer"), || {
-                let shares = traffic::shares(&client.netns, Proto::Tcp, vip, 16)?;
-                Ok(shares.keys().eq([name]))
-            })
-        };
-        who("one")?;
+        let answering = |name| traffic::answering(&client.netns, Proto::Tcp, at(vip), &[name]);
+        answering("one")?;
         node.kill9()?;
         site.state.slices("web", PORT, &two.pod.addresses)?;
         let leaving = node.runtime().clone();
         leaving.del(&one.pod.attachment)?;
         node.start()?;
-        who("two")?;
+        answering("two")?;
         // The address that was given back meanwhile is free, and only once.
         let mut again = BTreeSet::new();
         for n in 0..4 {
@@ -143,9 +123,9 @@ fn what_changed_while_the_agent_was_away_is_caught_up() -> Result<()> {
         site.state.remove("service-web.yaml")?;
         node.start()?;
         wait::holds("the Service to go", || {
-            client
-                .netns
-                .enter(|| Ok(std::net::TcpStream::connect_timeout(&vip, Duration::from_millis(300)).is_err()))
+            client.netns.enter(|| {
+                Ok(std::net::TcpStream::connect_timeout(&at(vip), Duration::from_millis(300)).is_err())
+            })
         })
     })
 }

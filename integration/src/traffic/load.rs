@@ -7,6 +7,7 @@ use super::{Flow, Proto};
 use crate::lab::Namespace;
 use crate::wait;
 use anyhow::{Result, anyhow, bail};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -39,6 +40,7 @@ struct Counters {
     answered: AtomicU64,
     failed: AtomicU64,
     slowest: AtomicU64,
+    names: Mutex<BTreeSet<String>>,
     first_error: Mutex<Option<String>>,
 }
 
@@ -57,6 +59,8 @@ pub struct Tally {
     pub answered: u64,
     /// Requests that failed.
     pub failed: u64,
+    /// Names of those who answered.
+    pub names: BTreeSet<String>,
     /// The longest that an answer took.
     pub slowest: Duration,
     /// The first failure.
@@ -147,6 +151,7 @@ impl Load {
             name: self.name.clone(),
             answered: self.answered(),
             failed: self.counters.failed.load(Ordering::Relaxed),
+            names: self.counters.names.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             slowest: Duration::from_micros(self.counters.slowest.load(Ordering::Relaxed)),
             first_error,
         }
@@ -205,7 +210,8 @@ impl Counters {
     fn request(&self, flow: &mut Option<Flow>, proto: Proto, target: SocketAddr) {
         let start = Instant::now();
         match self.ask(flow, proto, target) {
-            Ok(()) => {
+            Ok(name) => {
+                self.names.lock().unwrap_or_else(PoisonError::into_inner).insert(name);
                 self.answered.fetch_add(1, Ordering::Relaxed);
                 let took = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
                 self.slowest.fetch_max(took, Ordering::Relaxed);
@@ -219,11 +225,11 @@ impl Counters {
         }
     }
 
-    fn ask(&self, flow: &mut Option<Flow>, proto: Proto, target: SocketAddr) -> Result<()> {
+    fn ask(&self, flow: &mut Option<Flow>, proto: Proto, target: SocketAddr) -> Result<String> {
         let flow = match flow {
             Some(open) => open,
             None => flow.insert(Flow::open(proto, target)?),
         };
-        flow.ask().map(drop)
+        flow.ask()
     }
 }
