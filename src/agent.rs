@@ -36,8 +36,8 @@ mod tasks;
 use crate::cni::install;
 use crate::cni::server::{self, Options, Recovery, Server};
 use crate::config::{Config, Loader};
-use crate::datapath::Datapath;
 use crate::datapath::events::Events;
+use crate::datapath::{Datapath, Kept, OpenReport, Resized};
 use crate::directory;
 use crate::ipam::ledger::Fresh;
 use crate::net::host;
@@ -196,17 +196,10 @@ async fn start(config: Config, started: Instant) -> Result<Agent, Error> {
     let (datapath, report) = tokio::task::spawn_blocking(move || Datapath::open(&datapath_config))
         .await?
         .map_err(Error::Datapath)?;
-    for (map, wanted, actual) in &report.sizes {
-        tracing::warn!(
-            target: "netd::datapath",
-            "map {map} keeps its {actual} rows until the node restarts; the configuration asks for {wanted}"
-        );
-    }
+    tell_opening(&report);
     if report.mounted {
         tracing::info!(target: "netd::datapath", "a bpffs was mounted for {}", config.datapath.bpffs.display());
     }
-    let adopted = if report.adopted { "an earlier agent's maps" } else { "new maps" };
-    tracing::info!(target: "netd::datapath", "programs loaded over {adopted}");
     let datapath = Arc::new(datapath);
 
     let netlink = Netlink::open()?;
@@ -483,6 +476,28 @@ impl Agent {
             });
         }
     }
+}
+
+/// Logs what was found pinned, and what became of it.
+fn tell_opening(report: &OpenReport) {
+    if let Some(schema) = report.migrated_from {
+        tracing::info!(
+            target: "netd::datapath",
+            "the maps of schema {schema} were moved to schema {}, with all their flows",
+            netd_bpf::SCHEMA
+        );
+    }
+    for Resized { map, from, to } in &report.resized {
+        tracing::info!(target: "netd::datapath", "map {map} has {to} rows now, it had {from}");
+    }
+    for Kept { map, wanted, actual, why } in &report.kept {
+        tracing::warn!(
+            target: "netd::datapath",
+            "map {map} keeps its {actual} rows, the configuration asks for {wanted}: {why}"
+        );
+    }
+    let adopted = if report.adopted { "an earlier agent's maps" } else { "new maps" };
+    tracing::info!(target: "netd::datapath", "programs loaded over {adopted}");
 }
 
 /// Logs what recovery found, if it found anything out of order.

@@ -5,24 +5,28 @@
 //! pinned maps as they are and swaps its programs in atomically. Only this module knows aya.
 
 mod attach;
+mod attached;
 mod batch;
 pub mod config;
 pub mod conversation;
 mod error;
 pub mod events;
 mod flows;
+mod migrate;
 mod mount;
 mod object;
 mod offline;
+mod open;
 mod pin;
 mod pods;
 mod services;
+mod shape;
 pub mod test_run;
 
 pub use error::Error;
 pub use flows::FlowRow;
-pub use object::OpenReport;
 pub use offline::remove_pod_offline;
+pub use open::{Kept, OpenReport, Resized};
 
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuHashMap, RingBuf};
 use config::Config;
@@ -65,13 +69,14 @@ impl fmt::Debug for Datapath {
 }
 
 impl Datapath {
-    /// Loads the programs over the pinned maps of `config.bpffs`, which is made if it is not there.
+    /// Loads the programs over the pinned maps of `config.bpffs`, which is made if it is not there. Maps of an
+    /// earlier schema and of other sizes are moved first, under traffic and without loss.
     ///
     /// # Errors
     /// No bpffs can be had, a map cannot be made or has another shape than ours, the verifier refuses a
     /// program, or this binary was built without BPF programs.
     pub fn open(config: &Config) -> Result<(Self, OpenReport), Error> {
-        object::open(config)
+        open::open(config)
     }
 
     /// The configuration in force: sizes are those that the tables have.

@@ -119,6 +119,28 @@ pub struct Flow {
     pub owner: u32,
 }
 
+impl Flow {
+    /// True if two rows of one key are of one flow, not of one and its successor.
+    #[inline(always)]
+    #[must_use]
+    pub fn same(&self, other: &Self) -> bool {
+        self.role == other.role
+            && (self.flags ^ other.flags) & flow_flag::INITIATOR_HIGH == 0
+            && self.created == other.created
+            && self.backend == other.backend
+            && self.client_port == other.client_port
+            && self.xlat_port == other.xlat_port
+            && self.xlat_addr == other.xlat_addr
+    }
+
+    /// True for a flow that has ended: TCP, reset or closed by both ends.
+    #[inline(always)]
+    #[must_use]
+    pub const fn done(&self) -> bool {
+        self.flags & flow_flag::RESET != 0 || self.flags & flow_flag::FIN_BOTH == flow_flag::FIN_BOTH
+    }
+}
+
 /// Value of `SHARES` (HASH by [`crate::pod::Pod::endpoint`]): rows of `ESTABLISHED` that a pod holds.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -159,6 +181,17 @@ impl Limits {
         one_way: 30,
         two_way: 120,
     };
+}
+
+/// Values of the programs' read-only data `BESIDE`: what other programs run on the node beside these, while
+/// the ones take the place of the others.
+pub mod beside {
+    /// None.
+    pub const ALONE: u32 = 0;
+    /// Those of schema 1, with the table `OLD_FLOWS`.
+    pub const SCHEMA_1: u32 = 1;
+    /// Those of this schema with tables of another size, `OLD_NURSERY` and `OLD_ESTABLISHED`.
+    pub const SAME_SCHEMA: u32 = 2;
 }
 
 /// How long a row may be idle, in seconds.

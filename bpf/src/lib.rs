@@ -21,6 +21,7 @@ pub mod pod;
 pub mod policy;
 #[cfg(target_arch = "bpf")]
 pub mod prog;
+pub mod schema1;
 pub mod service;
 
 /// Version of the map layouts; part of the pin path. A binary with another schema migrates the maps.

@@ -12,6 +12,7 @@
 
 mod affinity;
 mod balance;
+mod beside;
 mod deliver;
 mod headers;
 mod maps;

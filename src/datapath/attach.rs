@@ -3,6 +3,9 @@
 //! Filters have a fixed priority and handle, so that another agent, or this one after a restart, replaces
 //! them in one step and never doubles them.
 
+use super::attached::filters;
+use super::object::Programs;
+use super::pin::{Pins, unpin};
 use super::{Datapath, Error};
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::tc::{
@@ -13,8 +16,8 @@ use std::io;
 use std::path::Path;
 use std::sync::PoisonError;
 
-const PRIORITY: u16 = 1;
-const HANDLE: TcHandle = TcHandle::new(0, 1);
+pub(super) const PRIORITY: u16 = 1;
+pub(super) const HANDLE: TcHandle = TcHandle::new(0, 1);
 
 /// How an uplink's program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,16 +99,62 @@ impl Datapath {
     /// Interfaces whose uplink link is pinned, by index and name.
     #[must_use]
     pub fn pinned_uplinks(&self) -> Vec<(u32, String)> {
-        let Ok(entries) = std::fs::read_dir(self.pins.links()) else { return Vec::new() };
-        entries
-            .flatten()
-            .filter_map(|entry| {
-                let name = entry.file_name();
-                let (ifindex, name) = name.to_str()?.strip_prefix("uplink-")?.split_once('-')?;
-                Some((ifindex.parse().ok()?, name.replace(':', ".")))
-            })
-            .collect()
+        self.pins.uplinks()
     }
+}
+
+/// Puts these programs in the place of ours on every interface of this thread's network namespace, and into
+/// the links pinned at `pins`, which it pins at `also` too. Counts in `swapped`. An interface that goes away
+/// meanwhile is no error.
+pub(super) fn swap(
+    programs: &mut Programs,
+    pins: &Pins,
+    also: Option<&Pins>,
+    swapped: &mut usize,
+) -> Result<(), Error> {
+    for found in filters()? {
+        let Some(program) = programs.by_name(found.program) else { continue };
+        match replace_filter(program, &found.interface, found.hook) {
+            Ok(()) => *swapped += 1,
+            Err(error) if gone(&error) => {}
+            Err(error) => return Err(attach_error(&found.interface)(error)),
+        }
+    }
+    for (ifindex, interface) in pins.uplinks() {
+        let pin = pins.uplink(ifindex, &interface);
+        if !replace_pinned(&mut programs.uplink_in, &interface, &pin)? {
+            continue;
+        }
+        *swapped += 1;
+        if let Some(also) = also {
+            let second = also.uplink(ifindex, &interface);
+            unpin(&second)?;
+            let link = PinnedLink::from_pin(&pin).map_err(attach_error(&interface))?;
+            drop(FdLink::from(link).pin(&second).map_err(attach_error(&interface))?);
+        }
+    }
+    Ok(())
+}
+
+/// Puts the program in the place of the one that the filter has.
+fn replace_filter(
+    program: &mut SchedClassifier,
+    interface: &str,
+    hook: TcAttachType,
+) -> Result<(), ProgramError> {
+    let there = SchedClassifierLink::attached(interface, hook, PRIORITY, HANDLE, None)?;
+    let id = program.attach_to_link(there)?;
+    // Dropping it would take the filter away.
+    std::mem::forget(program.take_link(id)?);
+    Ok(())
+}
+
+/// True if the interface, or the filter on it, is not there any more.
+fn gone(error: &ProgramError) -> bool {
+    is_errno(error, libc::ENODEV)
+        || is_errno(error, libc::ENOENT)
+        || is_errno(error, libc::EINVAL)
+        || matches!(error, ProgramError::UnknownInterface { .. })
 }
 
 /// Puts the program into a pinned link; false if there is none, or only one of a device that is gone.
@@ -169,6 +218,7 @@ fn no_tcx(error: &ProgramError) -> bool {
 fn is_errno(error: &ProgramError, errno: i32) -> bool {
     let found = match error {
         ProgramError::SyscallError(error) => error.io_error.raw_os_error(),
+        ProgramError::IOError(error) => error.raw_os_error(),
         ProgramError::TcError(TcError::NetlinkError(error)) => error.raw_os_error(),
         _ => None,
     };

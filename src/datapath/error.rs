@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-/// An error of the datapath; all but [`Error::NoPrograms`] and [`Error::Shape`] may pass with a retry.
+/// An error of the datapath; all but [`Error::NoPrograms`], [`Error::Shape`] and [`Error::Newer`] may pass with a retry.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Built with `NETD_BPF=stub`.
@@ -73,6 +73,36 @@ pub enum Error {
         want_key: usize,
         /// Ours.
         want_value: usize,
+    },
+    /// A newer netd was here.
+    #[error(
+        "{path} is of schema {schema}, which a newer netd made: run that one, or drain the node and remove the folder"
+    )]
+    Newer {
+        /// Its folder of pins.
+        path: PathBuf,
+        /// Its schema.
+        schema: u32,
+    },
+    /// The tables of an earlier agent cannot be taken over. It forwards on as before.
+    #[error("cannot move the datapath's maps from {from} (to {step}); the old ones stay in force")]
+    Move {
+        /// Where the old maps are pinned.
+        from: PathBuf,
+        /// What failed.
+        step: &'static str,
+        /// Why.
+        #[source]
+        source: Box<Self>,
+    },
+    /// The kernel does not tell where our filters are.
+    #[error("cannot {action}")]
+    Filters {
+        /// What was tried.
+        action: &'static str,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
     },
     /// A filter cannot be attached.
     #[error("cannot attach to interface {interface}")]

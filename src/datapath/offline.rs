@@ -3,7 +3,7 @@
 use super::Error;
 use super::pin::Pins;
 use super::pods::{absent_is_fine, addresses};
-use aya::maps::{HashMap, Map, MapData, MapError};
+use aya::maps::{HashMap, MapData, MapError};
 use netd_bpf::Addr;
 use netd_bpf::pod::Pod;
 use std::net::IpAddr;
@@ -15,15 +15,21 @@ use std::path::Path;
 /// # Errors
 /// The kernel refuses.
 pub fn remove_pod_offline(bpffs: &Path, ifindex: Option<u32>, ips: &[IpAddr]) -> Result<(), Error> {
-    let pins = Pins::new(bpffs);
-    let mut by_addr: HashMap<_, Addr, Pod> = match open(&pins, "POD_BY_ADDR")? {
-        Some(map) => HashMap::try_from(map).map_err(Error::map("POD_BY_ADDR"))?,
-        None => return Ok(()),
-    };
-    let mut by_ifindex: HashMap<_, u32, Pod> = match open(&pins, "POD_BY_IFINDEX")? {
-        Some(map) => HashMap::try_from(map).map_err(Error::map("POD_BY_IFINDEX"))?,
-        None => return Ok(()),
-    };
+    // An agent that died while it moved the maps has left two sets in use; their tables of pods are alike.
+    for pins in [Pins::current(bpffs), Pins::schema1(bpffs), Pins::next(bpffs)] {
+        if let (Some(by_addr), Some(by_ifindex)) = (pins.hash("POD_BY_ADDR")?, pins.hash("POD_BY_IFINDEX")?) {
+            remove(by_addr, by_ifindex, ifindex, ips)?;
+        }
+    }
+    Ok(())
+}
+
+fn remove(
+    mut by_addr: HashMap<MapData, Addr, Pod>,
+    mut by_ifindex: HashMap<MapData, u32, Pod>,
+    ifindex: Option<u32>,
+    ips: &[IpAddr],
+) -> Result<(), Error> {
     let mut doomed: Vec<Addr> = ips.iter().map(|ip| Addr::from(*ip)).collect();
     let mut interfaces: Vec<u32> = ifindex.into_iter().collect();
     for ip in ips {
@@ -43,13 +49,4 @@ pub fn remove_pod_offline(bpffs: &Path, ifindex: Option<u32>, ips: &[IpAddr]) ->
         absent_is_fine(by_addr.remove(&addr), "POD_BY_ADDR")?;
     }
     Ok(())
-}
-
-fn open(pins: &Pins, name: &'static str) -> Result<Option<Map>, Error> {
-    let path = pins.map(name);
-    if !path.exists() {
-        return Ok(None);
-    }
-    let data = MapData::from_pin(&path).map_err(Error::map(name))?;
-    Map::from_map_data(data).map(Some).map_err(Error::map(name))
 }

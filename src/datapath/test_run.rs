@@ -3,9 +3,10 @@
 //!
 //! An explain run carries the agent's secret: it decides on the live maps and tells, and changes nothing.
 
+use super::object::Programs;
 use super::{Datapath, Error};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
-use netd_bpf::event::Explained;
+use netd_bpf::event::{EXPLAIN_WORDS, Explained};
 use std::sync::PoisonError;
 
 /// Size of `struct __sk_buff`.
@@ -55,10 +56,26 @@ impl Datapath {
         explain: bool,
         repeat: u32,
     ) -> Result<Ran, Error> {
+        // Runs do not wait for each other, only for an attachment.
+        let programs = self.programs.read().unwrap_or_else(PoisonError::into_inner);
+        programs.test_run(stage, frame, ifindex, explain.then_some(&self.secret), repeat)
+    }
+}
+
+impl Programs {
+    /// As [`Datapath::test_run`]; with the agent's secret it is an explain run.
+    pub(super) fn test_run(
+        &self,
+        stage: Stage,
+        frame: &[u8],
+        ifindex: u32,
+        secret: Option<&[u32; EXPLAIN_WORDS]>,
+        repeat: u32,
+    ) -> Result<Ran, Error> {
         let mut ctx_in = vec![0; SK_BUFF];
         put(&mut ctx_in, IFINDEX, ifindex);
-        if explain {
-            for (word, offset) in self.secret.iter().zip((CB..).step_by(4)) {
+        if let Some(secret) = secret {
+            for (word, offset) in secret.iter().zip((CB..).step_by(4)) {
                 put(&mut ctx_in, offset, *word);
             }
         }
@@ -72,17 +89,15 @@ impl Datapath {
             repeat,
             ..TestRunOptions::default()
         };
-        // Runs do not wait for each other, only for an attachment.
-        let programs = self.programs.read().unwrap_or_else(PoisonError::into_inner);
         let (name, program): (_, &SchedClassifier) = match stage {
-            Stage::PodEgress => ("pod_egress", &programs.pod_egress),
-            Stage::PodIngress => ("pod_ingress", &programs.pod_ingress),
-            Stage::UplinkIn => ("uplink_in", &programs.uplink_in),
+            Stage::PodEgress => ("pod_egress", &self.pod_egress),
+            Stage::PodIngress => ("pod_ingress", &self.pod_ingress),
+            Stage::UplinkIn => ("uplink_in", &self.uplink_in),
         };
         let result = program.test_run(options).map_err(Error::program("run", name))?;
         packet.truncate(result.data_size_out as usize);
         let word = |index: usize| get(&ctx_out, CB + index * 4);
-        let explained = explain.then(|| Explained {
+        let explained = secret.map(|_| Explained {
             outcome: word(0),
             service: word(1),
             backend: word(2),

@@ -10,6 +10,8 @@ mod flows;
 #[cfg(not(netd_bpf_stub))]
 pub(crate) mod frames;
 #[cfg(not(netd_bpf_stub))]
+mod moves;
+#[cfg(not(netd_bpf_stub))]
 mod pins;
 #[cfg(not(netd_bpf_stub))]
 mod programs;

@@ -1,6 +1,7 @@
 //! Every map, once. Sizes are the defaults; the agent sets those of its configuration at load.
 
 use super::balance::Choice;
+use super::beside;
 use super::packet::Packet;
 use super::report::Run;
 use super::rewrite::Translation;
@@ -8,6 +9,7 @@ use crate::Addr;
 use crate::event::{Count, DropKey, path};
 use crate::flow::{Flow, FlowKey, Limits, Share, flow_count};
 use crate::pod::Pod;
+use crate::schema1;
 use crate::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf};
@@ -70,6 +72,20 @@ pub(super) struct Scratch {
     pub(super) other: Flow,
     pub(super) frontend: Frontend,
 }
+
+/// The tables of the programs that run [`beside`] these, while there are any; else of one row, and unused.
+#[map]
+pub(super) static OLD_FLOWS: LruHashMap<FlowKey, schema1::Flow> = LruHashMap::with_max_entries(1, 0);
+#[map]
+pub(super) static OLD_NURSERY: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(1, 0);
+#[map]
+pub(super) static OLD_ESTABLISHED: HashMap<FlowKey, Flow> = HashMap::with_max_entries(1, 0);
+#[map]
+pub(super) static BESIDE_ROWS: PerCpuArray<beside::Rows> = PerCpuArray::with_max_entries(1, 0);
+
+/// Which programs run [`beside`] these ([`crate::flow::beside`]); set at load.
+#[unsafe(no_mangle)]
+pub(super) static BESIDE: u32 = crate::flow::beside::ALONE;
 
 /// The configuration's limits; set at load.
 #[unsafe(no_mangle)]

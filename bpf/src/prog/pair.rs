@@ -2,6 +2,7 @@
 //! two flows of one client port would look the same to a backend.
 
 use super::balance::Choice;
+use super::beside;
 use super::maps::Scratch;
 use super::packet::{Packet, fill_key};
 use super::report::Run;
@@ -110,7 +111,7 @@ fn record(packet: &Packet, choice: &Choice, owner: u32, client_port: &mut u16) -
     if choice.addr == packet.source {
         kind |= flow_flag::HAIRPIN;
     }
-    let far_high = far_end(packet, choice, scratch, now)?;
+    let far_high = far_end(packet, choice, owner, scratch, now)?;
     let port = if far_high { scratch.other_key.high_port } else { scratch.other_key.low_port };
     *client_port = port;
     let near_high = packet.fill_key(&mut scratch.key);
@@ -146,10 +147,17 @@ fn record(packet: &Packet, choice: &Choice, owner: u32, client_port: &mut u16) -
 /// Finds the key of the far leg, with another port of the client if its own is taken; true if the client is
 /// the higher end.
 #[inline(always)]
-fn far_end(packet: &Packet, choice: &Choice, scratch: &mut Scratch, now: u32) -> Result<bool, u8> {
+fn far_end(
+    packet: &Packet,
+    choice: &Choice,
+    owner: u32,
+    scratch: &mut Scratch,
+    now: u32,
+) -> Result<bool, u8> {
     let client = if choice.addr == packet.source { hairpin_source(packet.v6) } else { &packet.source };
     let backend = (&choice.addr, choice.port);
     let high = fill_key(&mut scratch.other_key, (client, packet.source_port), backend, packet.proto);
+    beside::pull(&scratch.other_key, owner);
     let Some((row, established)) = find(&scratch.other_key) else { return Ok(high) };
     if !occupied(row, packet, high, now) {
         let owner = row.owner;

@@ -4,7 +4,7 @@
 //! Rows are updated without locks. Two CPUs that see both directions at once may lose a flag or a second of
 //! `last_seen`; neither breaks a flow.
 
-use super::maps;
+use super::{beside, maps};
 use crate::flow::{Flow, FlowKey, Limits, flow_count};
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use core::intrinsics::{AtomicOrdering, atomic_xadd, atomic_xsub};
@@ -46,7 +46,9 @@ pub(super) fn find(key: &FlowKey) -> Option<(&'static mut Flow, bool)> {
 /// Records a new flow's row, or moves one back that is closed.
 #[inline(always)]
 pub(super) fn record(key: &FlowKey, flow: &Flow) -> Result<(), i32> {
-    maps::NURSERY.insert(key, flow, 0)
+    maps::NURSERY.insert(key, flow, 0)?;
+    beside::push(key, flow);
+    Ok(())
 }
 
 /// Counts rows that [`record`] made for new flows.
@@ -95,6 +97,7 @@ pub(super) fn leave_established(key: &FlowKey, owner: u32, why: u32) {
 /// Removes a row wherever it is.
 #[inline(always)]
 pub(super) fn forget(key: &FlowKey, owner: u32, established: bool) {
+    beside::remove(key);
     if established {
         leave_established(key, owner, flow_count::CLOSED);
     } else {

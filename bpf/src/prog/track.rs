@@ -1,6 +1,7 @@
 //! Connection tracking: finds or makes the packet's flow and translates accordingly.
 
 use super::balance;
+use super::beside;
 use super::from_code;
 use super::maps::Work;
 use super::packet::{Packet, TCP, tcp_flag};
@@ -86,6 +87,7 @@ fn known(run: &mut Run, packet: &Packet, to: &mut Translation) -> Known {
     }
     let mut key = FlowKey::default();
     let from_high = packet.fill_key(&mut key);
+    beside::pull(&key, run.endpoint);
     let Some((mut flow, mut established)) = find(&key) else { return Known::New };
     let now = now();
     let mut forward = (flow.flags & flow_flag::INITIATOR_HIGH != 0) == from_high;
@@ -97,6 +99,7 @@ fn known(run: &mut Run, packet: &Packet, to: &mut Translation) -> Known {
             return Known::New;
         }
         key.leg = leg::ASIDE;
+        beside::pull(&key, run.endpoint);
         let Some(near) = find(&key) else { return Known::Aside };
         (flow, established) = near;
         forward = (flow.flags & flow_flag::INITIATOR_HIGH != 0) == from_high;

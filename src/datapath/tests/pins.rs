@@ -5,7 +5,6 @@ use super::rig::{Rig, isolated, pod, run};
 use crate::datapath::{Datapath, Error, remove_pod_offline};
 use aya::programs::SchedClassifier;
 use aya::programs::tc::TcAttachType;
-use netd_bpf::service::{Backend, backend_state};
 use std::net::IpAddr;
 
 #[test]
@@ -19,29 +18,12 @@ fn a_new_agent_adopts_rows_and_flows() {
         let config = rig.folder.config();
         drop(rig.datapath);
         let (datapath, report) = Datapath::open(&config).unwrap();
-        assert!(report.adopted && report.sizes.is_empty());
+        assert!(report.adopted && report.resized.is_empty() && report.kept.is_empty());
         assert_eq!(datapath.flows().unwrap(), before);
         assert_eq!(datapath.frontends().unwrap(), frontends);
         assert_eq!(datapath.pods().unwrap().len(), 2);
         assert_eq!(datapath.slots(0, 1).unwrap(), [1]);
         assert_eq!(datapath.backends().unwrap().len(), 1);
-    });
-}
-
-#[test]
-fn another_size_is_reported_and_kept() {
-    isolated(|| {
-        let rig = Rig::new();
-        let mut config = rig.folder.config();
-        drop(rig.datapath);
-        (config.frontends, config.slots, config.backends) = (128, 512, 32);
-        let (datapath, report) = Datapath::open(&config).unwrap();
-        assert_eq!(report.sizes, [("FRONTENDS", 128, 64), ("SLOTS", 512, 256), ("BACKENDS", 32, 64)]);
-        assert_eq!(datapath.service_limits(), (64, 256, 64));
-        assert_eq!(datapath.slots(0, 512).unwrap().len(), 256);
-        let last = Backend { state: backend_state::ACTIVE, ..Backend::default() };
-        datapath.set_backend(63, &last).unwrap();
-        assert_eq!(datapath.backends().unwrap(), [(63, last)]);
     });
 }
 

@@ -1,0 +1,105 @@
+//! Copying the tables that only the agent writes, and the affinities.
+
+use super::super::Error;
+use super::super::pin::Pins;
+use super::each;
+use aya::maps::{Array, Map, MapData, MapError};
+use netd_bpf::pod::Pod;
+use netd_bpf::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey};
+use netd_bpf::{Addr, schema1};
+use std::collections::BTreeSet;
+
+type New = BTreeSet<&'static str>;
+
+/// Copies rows as they are.
+pub(super) fn copy(from: &Pins, to: &Pins, new: &New) -> Result<(), Error> {
+    copy_hash::<FrontendKey, Frontend>(from, to, new, "FRONTENDS")?;
+    copy_array::<Backend>(from, to, new, "BACKENDS")?;
+    copy_others(from, to, new)
+}
+
+/// Makes the rows of schema 1 rows of this one.
+pub(super) fn import(from: &Pins, to: &Pins, new: &New) -> Result<(), Error> {
+    if let Some(mut target) = to.hash("FRONTENDS")? {
+        each(from, "FRONTENDS", |key: FrontendKey, row: schema1::Frontend| {
+            target.insert(key, row.import(&key), 0).map_err(Error::map("FRONTENDS"))
+        })?;
+    }
+    if let Some(mut target) = array::<Backend>(to, "BACKENDS")? {
+        each(from, "BACKENDS", |id: u32, row: schema1::Backend| {
+            let used = row != schema1::Backend::default() && id < target.len();
+            if used { set(&mut target, id, row.import(), "BACKENDS") } else { Ok(()) }
+        })?;
+    }
+    copy_others(from, to, new)
+}
+
+fn copy_others(from: &Pins, to: &Pins, new: &New) -> Result<(), Error> {
+    copy_hash::<u32, Pod>(from, to, new, "POD_BY_IFINDEX")?;
+    copy_hash::<Addr, Pod>(from, to, new, "POD_BY_ADDR")?;
+    copy_array::<u32>(from, to, new, "SLOTS")?;
+    copy_affinity(from, to, new)
+}
+
+/// Programs write these: a row that the new table has already is the newer one.
+pub(super) fn copy_affinity(from: &Pins, to: &Pins, new: &New) -> Result<(), Error> {
+    const NOEXIST: u64 = 1;
+    let name = "AFFINITY";
+    let (true, Some(mut target)) = (new.contains(name), to.hash::<AffinityKey, Affinity>(name)?) else {
+        return Ok(());
+    };
+    let mut rows: Vec<(AffinityKey, Affinity)> = Vec::new();
+    each(from, name, |key, row| {
+        rows.push((key, row));
+        Ok(())
+    })?;
+    // Where there is not room for all of them the newest stay.
+    rows.sort_unstable_by_key(|(_, row)| row.last_used);
+    for (key, row) in rows {
+        match target.insert(key, row, NOEXIST) {
+            Err(MapError::SyscallError(error))
+                if error.io_error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            other => other.map_err(Error::map(name))?,
+        }
+    }
+    Ok(())
+}
+
+fn copy_hash<K: aya::Pod + Default, V: aya::Pod + Default>(
+    from: &Pins,
+    to: &Pins,
+    new: &New,
+    name: &'static str,
+) -> Result<(), Error> {
+    let (true, Some(mut target)) = (new.contains(name), to.hash::<K, V>(name)?) else { return Ok(()) };
+    each(from, name, |key: K, row: V| target.insert(key, row, 0).map_err(Error::map(name)))
+}
+
+/// Rows beyond the end of the new array are unused, as [`super::sizes`] has seen to.
+fn copy_array<V: aya::Pod + Default + PartialEq>(
+    from: &Pins,
+    to: &Pins,
+    new: &New,
+    name: &'static str,
+) -> Result<(), Error> {
+    let (true, Some(mut target)) = (new.contains(name), array::<V>(to, name)?) else { return Ok(()) };
+    each(from, name, |index: u32, row: V| {
+        let used = row != V::default() && index < target.len();
+        if used { set(&mut target, index, row, name) } else { Ok(()) }
+    })
+}
+
+fn array<V: aya::Pod>(pins: &Pins, name: &'static str) -> Result<Option<Array<MapData, V>>, Error> {
+    let Some(data) = pins.open(name)? else { return Ok(None) };
+    let map = Map::from_map_data(data).and_then(Array::try_from);
+    map.map(Some).map_err(Error::map(name))
+}
+
+fn set<V: aya::Pod>(
+    array: &mut Array<MapData, V>,
+    index: u32,
+    row: V,
+    name: &'static str,
+) -> Result<(), Error> {
+    array.set(index, row, 0).map_err(Error::map(name))
+}
