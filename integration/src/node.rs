@@ -41,6 +41,8 @@ pub struct Node<'lab> {
     namespace: Namespace,
     dir: PathBuf,
     config: Mutex<Config>,
+    /// Another netd than the one under test.
+    other: Mutex<Option<PathBuf>>,
     agent: Mutex<Option<Process>>,
     runtime: Runtime,
     sandboxes: AtomicU32,
@@ -122,6 +124,8 @@ impl<'lab> Node<'lab> {
             draining: Vec::new(),
             cool_down: "1s".into(),
             uplinks: vec!["eth0".into()],
+            flows: 16_384,
+            pods: 256,
         };
         let runtime = Runtime {
             host: namespace.clone(),
@@ -136,6 +140,7 @@ impl<'lab> Node<'lab> {
             namespace,
             dir,
             config: Mutex::new(config),
+            other: Mutex::default(),
             agent: Mutex::new(None),
             runtime,
             sandboxes: AtomicU32::new(0),
@@ -164,6 +169,12 @@ impl<'lab> Node<'lab> {
     #[must_use]
     pub fn runtime(&self) -> &Runtime {
         &self.runtime
+    }
+
+    /// Where its agent pins maps, programs and links.
+    #[must_use]
+    pub fn bpffs(&self) -> PathBuf {
+        self.lab.bpffs().join(&self.name)
     }
 
     /// Where its agent keeps the ledger of addresses.
@@ -199,9 +210,22 @@ impl<'lab> Node<'lab> {
     /// # Errors
     /// There is no binary.
     pub fn agent_command(&self, config: &Path) -> Result<Command> {
-        let mut command = netd()?;
+        let mut command = self.binary()?;
         command.arg("agent").arg("--config").arg(config);
         Ok(command)
+    }
+
+    /// Another netd than the one under test; none: the one under test again. Takes effect with the next
+    /// start.
+    pub fn replace_netd(&self, other: Option<&Path>) {
+        *self.other.lock().unwrap_or_else(PoisonError::into_inner) = other.map(Path::to_path_buf);
+    }
+
+    fn binary(&self) -> Result<Command> {
+        match &*self.other.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(other) => Ok(clean(Command::new(other))),
+            None => netd(),
+        }
     }
 
     /// Runs `netd WORDS` on this node to its end.
@@ -209,7 +233,7 @@ impl<'lab> Node<'lab> {
     /// # Errors
     /// It cannot be executed.
     pub fn netd(&self, words: &[&OsStr]) -> Result<Output> {
-        let mut command = netd()?;
+        let mut command = self.binary()?;
         command.args(words);
         self.to_end(&mut command)
     }
@@ -322,6 +346,14 @@ impl<'lab> Node<'lab> {
         self.with_agent(|agent| agent.end(Signal::SIGKILL))
     }
 
+    /// Waits until the agent has ended, by whomever.
+    ///
+    /// # Errors
+    /// None was started, or it does not end.
+    pub fn wait(&self) -> Result<ExitStatus> {
+        self.with_agent(Process::wait)
+    }
+
     /// SIGTERM, and waits for the end.
     ///
     /// # Errors
@@ -415,11 +447,14 @@ impl<'lab> Node<'lab> {
 /// The binary, in an environment without this process's own `NETD_` variables, which netd would take for
 /// its configuration.
 fn netd() -> Result<Command> {
-    let mut command = Command::new(binary::netd()?);
+    binary::netd().map(Command::new).map(clean)
+}
+
+fn clean(mut command: Command) -> Command {
     for (key, _) in std::env::vars_os() {
         if key.as_bytes().starts_with(b"NETD_") {
             command.env_remove(key);
         }
     }
-    Ok(command)
+    command
 }

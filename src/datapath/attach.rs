@@ -112,14 +112,6 @@ pub(super) fn swap(
     also: Option<&Pins>,
     swapped: &mut usize,
 ) -> Result<(), Error> {
-    for found in filters()? {
-        let Some(program) = programs.by_name(found.program) else { continue };
-        match replace_filter(program, &found.interface, found.hook) {
-            Ok(()) => *swapped += 1,
-            Err(error) if gone(&error) => {}
-            Err(error) => return Err(attach_error(&found.interface)(error)),
-        }
-    }
     for (ifindex, interface) in pins.uplinks() {
         let pin = pins.uplink(ifindex, &interface);
         if !replace_pinned(&mut programs.uplink_in, &interface, &pin)? {
@@ -131,6 +123,14 @@ pub(super) fn swap(
             unpin(&second)?;
             let link = PinnedLink::from_pin(&pin).map_err(attach_error(&interface))?;
             drop(FdLink::from(link).pin(&second).map_err(attach_error(&interface))?);
+        }
+    }
+    for found in filters()? {
+        let Some(program) = programs.by_name(found.program) else { continue };
+        match replace_filter(program, &found.interface, found.hook) {
+            Ok(()) => *swapped += 1,
+            Err(error) if gone(&error) => {}
+            Err(error) => return Err(attach_error(&found.interface)(error)),
         }
     }
     Ok(())

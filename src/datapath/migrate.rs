@@ -21,6 +21,7 @@ use super::shape::{OF_FLOWS, UNSIZED, shapes};
 use super::{Error, attach, batch};
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
+use std::time::Instant;
 
 /// A move, and how far it has come.
 #[derive(Debug)]
@@ -87,11 +88,13 @@ impl Move {
     /// Takes all steps, or none.
     pub(super) fn run(mut self) -> Result<(), Error> {
         for (step, take) in STEPS {
+            let start = Instant::now();
             if let Err(source) = take(&mut self) {
                 self.undo();
                 let from = self.from.root().to_owned();
                 return Err(Error::Move { from, step, source: Box::new(source) });
             }
+            tracing::debug!(target: "netd::datapath", took = ?start.elapsed(), "{step}");
         }
         Ok(())
     }

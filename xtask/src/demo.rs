@@ -6,6 +6,7 @@
 use anyhow::{Context, Result};
 use std::os::unix::process::CommandExt;
 
+use crate::previous::{self, Previous, Profile};
 use crate::{cargo, out, setup};
 
 /// Builds with the `lab` profile: optimised, without the release profile's slow link.
@@ -28,9 +29,15 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
         "netd-demo",
     ]))
     .context("step build")?;
+    out::heading("previous netd");
+    let previous = previous::build(Profile::Lab)?;
     out::heading("demo");
     let built = cargo::target_dir().join("lab");
     let mut demo = cargo::program(built.join("netd-demo"));
+    match previous {
+        Previous::Built(path) => demo.env("NETD_PREVIOUS", path),
+        Previous::Missing(_) => demo.env("NETD_PREVIOUS", ""),
+    };
     let error = demo.args(args).env("NETD_BIN", built.join("netd")).exec();
     Err(error).with_context(|| format!("cannot run {}", built.join("netd-demo").display()))
 }

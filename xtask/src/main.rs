@@ -8,6 +8,7 @@ mod cargo;
 mod demo;
 mod dist;
 mod out;
+mod previous;
 mod setup;
 mod test;
 mod toolchain;
@@ -48,6 +49,8 @@ enum Task {
     },
     /// Check that modules import downwards only, and the house rules that no lint knows.
     Arch,
+    /// Build the netd of the map schema before this one, for the upgrade tests: into target/previous/netd.
+    Previous,
     /// Build the one stripped static binary into target/dist/netd and prove that it runs anywhere.
     Dist,
 }
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Task::Demo { args } => demo::run(&args),
         Task::Test { full, args } => test::run(full, &args),
         Task::Arch => arch::run(),
+        Task::Previous => previous::build(previous::Profile::Dev).map(drop),
         Task::Dist => dist::run(),
     };
     match result {

@@ -11,6 +11,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Instant;
 
+use crate::previous::{self, Previous, Profile};
 use crate::toolchain::Toolchain;
 use crate::{arch, cargo, out, setup};
 use tally::Tally;
@@ -26,7 +27,8 @@ pub(crate) fn run(full: bool, args: &[String]) -> Result<()> {
     let skipped_lints = steps.take("lints of the BPF programs", bpf_lints)?;
     steps.take("lints without BPF programs", stub_lints)?;
     steps.take("build", || cargo::run(&mut cargo::cargo(["build", "--locked", "--workspace"])))?;
-    let tally = steps.take("tests", || tests(full, args))?;
+    let previous = steps.take("previous netd", || previous::build(Profile::Dev))?;
+    let tally = steps.take("tests", || tests(full, args, &previous))?;
     if full {
         steps.take("distribution binary", crate::dist::run)?;
     }
@@ -47,6 +49,9 @@ pub(crate) fn run(full: bool, args: &[String]) -> Result<()> {
     }
     if let Some(why) = skipped_lints {
         out::line(&format!("  skip  lints of the BPF programs: {why}"));
+    }
+    if let Previous::Missing(why) = previous {
+        out::line(&format!("  skip  upgrades from the previous netd: {why}"));
     }
     if !full {
         out::line(
@@ -133,7 +138,7 @@ fn stub_lints() -> Result<()> {
 }
 
 /// cargo's tests, passed on line by line.
-fn tests(full: bool, args: &[String]) -> Result<Tally> {
+fn tests(full: bool, args: &[String], previous: &Previous) -> Result<Tally> {
     let mut command = cargo::cargo(["test", "--locked", "--workspace", "--no-fail-fast"]);
     command.args(args);
     if full {
@@ -146,6 +151,10 @@ fn tests(full: bool, args: &[String]) -> Result<Tally> {
         command.env("CARGO_TERM_COLOR", "always");
     }
     command.env("NETD_BIN", cargo::target_dir().join("debug/netd")).stdout(Stdio::piped());
+    match previous {
+        Previous::Built(path) => command.env("NETD_PREVIOUS", path),
+        Previous::Missing(_) => command.env("NETD_PREVIOUS", ""),
+    };
     let shown = cargo::shown(&command);
     out::line(&format!("$ {shown}"));
     let mut child = command.spawn().with_context(|| format!("cannot run `{shown}`"))?;

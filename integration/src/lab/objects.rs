@@ -27,6 +27,16 @@ impl Pinned {
         bpftool(&[self.kind, "show", "id", &self.id.to_string()]).is_ok()
     }
 
+    /// How many rows a map has room for.
+    ///
+    /// # Errors
+    /// It is no map.
+    pub fn entries(&self) -> Result<u64> {
+        let shown = bpftool(&["map", "show", "id", &self.id.to_string()])?;
+        let entries = shown.get("max_entries").and_then(Value::as_u64);
+        entries.with_context(|| format!("{} is no map: {shown}", self.path.display()))
+    }
+
     /// The rows of a map, as `bpftool -j map dump` has them.
     ///
     /// # Errors

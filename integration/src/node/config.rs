@@ -21,6 +21,10 @@ pub struct Config {
     pub cool_down: String,
     /// `network.uplinks`.
     pub uplinks: Vec<String>,
+    /// `datapath.flows`.
+    pub flows: u32,
+    /// `datapath.pods`.
+    pub pods: u32,
 }
 
 impl Config {
@@ -48,11 +52,11 @@ network:
 datapath:
   bpffs: {bpffs}
   # Small tables: many agents share this kernel.
-  flows: 16384
+  flows: {flows}
   frontends: 256
   backends: 1024
   slots: 4096
-  pods: 256
+  pods: {pods}
 log:
   filter: info,netd=debug
 ",
@@ -63,6 +67,8 @@ log:
             draining = flow_list(&self.draining),
             cool_down = self.cool_down,
             uplinks = flow_list(&self.uplinks),
+            flows = self.flows,
+            pods = self.pods,
         )
     }
 }

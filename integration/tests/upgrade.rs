@@ -1,0 +1,347 @@
+//! An agent whose maps are of another schema, or of another size, takes over from one that runs, under traffic,
+//! and may be killed while it does. The one it takes over from is the real one, built from its own source.
+#![cfg(not(netd_bpf_stub))]
+
+use anyhow::{Context as _, Result, ensure};
+use netd_integration::lab::{Lab, Namespace, Pinned, pinned};
+use netd_integration::node::{Node, PORT, Pod, Server};
+use netd_integration::site::Site;
+use netd_integration::state::Port;
+use netd_integration::traffic::{self, Flow, Load, Proto};
+use netd_integration::{binary, wait};
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+const VIPS: [&str; 2] = ["10.96.0.80", "fd00:96::80"];
+const PAUSE: Duration = Duration::from_millis(3);
+
+/// Pods that do nothing, on each node.
+const PODS: usize = 40;
+
+/// Held connections that say nothing while the agents change.
+const IDLE: usize = 20;
+
+/// Three nodes with a server each, a Service of all three, and loads and idle connections of every kind: to the
+/// Service and to pods, of both families, from the first node and towards it.
+struct Traffic {
+    client: Pod,
+    servers: Vec<Server>,
+    loads: Vec<Load>,
+    idle: Vec<Flow>,
+}
+
+impl Traffic {
+    fn start(site: &Site<'_>) -> Result<Self> {
+        let client = site.node("a")?.add_pod("client")?;
+        let far = site.node("c")?.add_pod("far")?;
+        // One pod that used both the Service and its backends could draw one source port for both at once.
+        let direct = site.node("a")?.add_pod("direct")?;
+        let back = site.node("c")?.add_pod("back")?;
+        let mut servers = Vec::new();
+        for node in site.nodes() {
+            servers.push(node.add_server(&format!("{}1", node.name()))?);
+        }
+        let vips: Vec<IpAddr> = VIPS.iter().map(|vip| vip.parse()).collect::<Result<_, _>>()?;
+        let backends: Vec<IpAddr> = servers.iter().flat_map(|s| s.pod.addresses.clone()).collect();
+        site.state.service("web", &vips, Port { port: 80, target: PORT }, &[])?;
+        site.state.slices("web", PORT, &backends)?;
+        let (mut loads, mut idle) = (Vec::new(), Vec::new());
+        for vip in vips {
+            let target = SocketAddr::new(vip, 80);
+            for from in [&client.netns, &far.netns] {
+                for proto in Proto::ALL {
+                    serving(from, proto, target, servers.len())?;
+                }
+                loads.extend(Load::all(from, target, PAUSE)?);
+            }
+            for n in 0..IDLE {
+                let from = if n % 2 == 0 { &client.netns } else { &far.netns };
+                let mut flow = traffic::open(from, Proto::Tcp, target)?;
+                flow.ask()?;
+                idle.push(flow);
+            }
+        }
+        let [first, .., last] = servers.as_slice() else { anyhow::bail!("no servers") };
+        loads.extend(Load::all(&direct.netns, last.at(true)?, PAUSE)?);
+        loads.extend(Load::all(&back.netns, first.at(false)?, PAUSE)?);
+        Ok(Self { client, servers, loads, idle })
+    }
+
+    /// Each load had some more requests answered.
+    fn goes_on(&self) -> Result<()> {
+        Load::all_more(&self.loads, 40)
+    }
+
+    /// No request failed, and the idle connections are those they were.
+    fn none_failed(mut self) -> Result<()> {
+        let mut failures = Vec::new();
+        for (n, flow) in self.idle.iter_mut().enumerate() {
+            if let Err(error) = flow.ask() {
+                failures.push(format!("idle connection {n} from {:?}: {error:#}", flow.local()?));
+            }
+        }
+        if let Err(error) = Load::none_failed(self.loads) {
+            failures.push(error.to_string());
+        }
+        ensure!(failures.is_empty(), "{}", failures.join("\n"));
+        Ok(())
+    }
+}
+
+fn serving(from: &Namespace, proto: Proto, target: SocketAddr, servers: usize) -> Result<()> {
+    wait::holds("all backends to answer", || Ok(traffic::shares(from, proto, target, 48)?.len() == servers))
+}
+
+/// Three nodes that run the previous netd; none if there is no such.
+fn previous_site(lab: &Lab) -> Result<Option<Site<'_>>> {
+    let Some(previous) = binary::previous()? else { return Ok(None) };
+    let site = Site::three_nodes(lab)?;
+    for node in site.nodes() {
+        node.replace_netd(Some(previous));
+        // New flows push idle ones out of schema 1's one table: it is to be large enough for all of a test.
+        node.configure(|config| config.flows = 262_144);
+    }
+    site.start_all()?;
+    for node in site.nodes() {
+        ensure!(schemas(&node.bpffs())? == ["v1"], "the previous netd is to have schema 1");
+    }
+    Ok(Some(site))
+}
+
+/// The folders of pins.
+fn schemas(bpffs: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(bpffs)? {
+        names.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    names.retain(|name| name.starts_with('v'));
+    names.sort();
+    Ok(names)
+}
+
+/// All of the first set that is not in the second is freed by the kernel.
+fn freed(before: &[Pinned], after: &[Pinned]) -> Result<()> {
+    for object in before {
+        if after.iter().any(|other| (other.kind, other.id) == (object.kind, object.id)) {
+            continue;
+        }
+        let what = format!("{} {} ({}) to be freed", object.kind, object.id, object.path.display());
+        wait::holds(&what, || Ok(!object.lives()))?;
+    }
+    Ok(())
+}
+
+fn all_pinned(site: &Site<'_>) -> Result<Vec<Pinned>> {
+    let mut all = Vec::new();
+    for node in site.nodes() {
+        all.extend(pinned(&node.bpffs())?);
+    }
+    Ok(all)
+}
+
+/// The map of an agent by its name.
+fn map(node: &Node<'_>, name: &str) -> Result<Pinned> {
+    let all = pinned(&node.bpffs())?;
+    let found = all.into_iter().find(|object| object.kind == "map" && object.path.ends_with(name));
+    found.with_context(|| format!("{} has no map {name}", node.name()))
+}
+
+/// Packets that left the programs of a node, however they did.
+fn packets(node: &Node<'_>) -> Result<f64> {
+    node.metric("netd_packets_total", &[])
+}
+
+#[test]
+fn another_schema_takes_over_without_a_lost_request() -> Result<()> {
+    Lab::run(|lab| {
+        let Some(site) = previous_site(lab)? else { return Ok(()) };
+        let traffic = Traffic::start(&site)?;
+        traffic.goes_on()?;
+        let before = all_pinned(&site)?;
+        let mut counted = Vec::new();
+        for node in site.nodes() {
+            counted.push(packets(node)?);
+        }
+        for node in site.nodes() {
+            node.terminate()?;
+        }
+        traffic.goes_on()?;
+        for node in site.nodes() {
+            node.replace_netd(None);
+        }
+        site.start_all()?;
+        traffic.goes_on()?;
+        for (node, before) in site.nodes().iter().zip(counted) {
+            ensure!(schemas(&node.bpffs())? == ["v2"], "{:?}", schemas(&node.bpffs())?);
+            let now = packets(node)?;
+            ensure!(now > before, "{}: {now} packets after {before}", node.name());
+        }
+        freed(&before, &all_pinned(&site)?)?;
+
+        // The new agent is a whole one: pods come and go, Services change.
+        let client = &traffic.client;
+        site.node(&client.node)?.runtime().check(&client.attachment)?;
+        for node in site.nodes() {
+            let pod = node.add_pod("new")?;
+            ensure!(traffic.servers.iter().all(|server| server.pod.addresses != pod.addresses));
+            node.del_pod(pod)?;
+        }
+        traffic.goes_on()?;
+        let (from, alone) = (traffic.client.netns.clone(), traffic.servers.first().context("a server")?);
+        site.state.slices("web", PORT, &alone.pod.addresses)?;
+        serving(&from, Proto::Tcp, SocketAddr::new(VIPS[0].parse()?, 80), 1)?;
+        traffic.none_failed()
+    })
+}
+
+#[test]
+fn a_takeover_killed_halfway_loses_nothing_and_begins_again() -> Result<()> {
+    Lab::run(|lab| {
+        let Some(site) = previous_site(lab)? else { return Ok(()) };
+        let traffic = Traffic::start(&site)?;
+        traffic.goes_on()?;
+        for node in site.nodes() {
+            node.kill9()?;
+            node.replace_netd(None);
+        }
+        // As far as each of these, and then not a step further.
+        for seen in ["v2-next", "v2-next/programs/pod_egress", "v2-next/programs/uplink_in", "v2"] {
+            for node in site.nodes() {
+                let path = node.bpffs().join(seen);
+                let stale = node.bpffs().join("v2-next/programs");
+                if stale.exists() {
+                    // Of the try before; what is waited for is made anew.
+                    std::fs::remove_dir_all(&stale)?;
+                }
+                node.launch()?;
+                wait::holds(&format!("{} to appear", path.display()), || Ok(path.exists()))?;
+                node.kill9()?;
+            }
+            traffic.goes_on()?;
+        }
+        site.start_all()?;
+        for node in site.nodes() {
+            ensure!(schemas(&node.bpffs())? == ["v2"], "{:?}", schemas(&node.bpffs())?);
+        }
+        traffic.goes_on()?;
+        traffic.none_failed()
+    })
+}
+
+#[test]
+fn a_node_left_with_programs_of_both_schemas_loses_nothing() -> Result<()> {
+    Lab::run(|lab| {
+        let Some(site) = previous_site(lab)? else { return Ok(()) };
+        // One interface after the other gets its new program: with many there is time to die in between.
+        for node in site.nodes() {
+            for n in 0..PODS {
+                node.add_pod(&format!("idle{n}"))?;
+            }
+        }
+        let traffic = Traffic::start(&site)?;
+        traffic.goes_on()?;
+        for (node, moment) in site.nodes().iter().zip([Moment::Uplink, Moment::Pods, Moment::Pods]) {
+            node.kill9()?;
+            node.replace_netd(None);
+            let before = programs(node)?;
+            ensure!(before == (before.0, 0) && before.0 >= 2 * PODS, "{before:?}");
+            node.launch()?;
+            kill_at(node, moment)?;
+            let (old, new) = programs(node)?;
+            match moment {
+                Moment::Uplink => ensure!(old > 0, "all pods have new programs already"),
+                // How far it came in the time that a signal takes is not ours to say.
+                Moment::Pods => ensure!(new > 0, "no pod has a new program yet"),
+            }
+            traffic.goes_on()?;
+        }
+        traffic.goes_on()?;
+        traffic.goes_on()?;
+        site.start_all()?;
+        traffic.goes_on()?;
+        traffic.none_failed()
+    })
+}
+
+/// When to kill an agent.
+#[derive(Clone, Copy, Debug)]
+enum Moment {
+    /// When the uplink has its new program; the pods' come next.
+    Uplink,
+    /// When the first pod has one.
+    Pods,
+}
+
+/// Kills the agent at a moment between two interfaces. What waits for it runs before everything else on its
+/// processor: it has milliseconds.
+fn kill_at(node: &Node<'_>, moment: Moment) -> Result<()> {
+    let (next, pid) = (node.bpffs().join("v2-next"), node.agent_id()?);
+    let first = node.namespace().run("ip -br link show type veth")?;
+    let first = first.lines().find_map(|line| line.split(['@', ' ']).next().filter(|name| *name != "eth0"));
+    let old = pinned(&node.bpffs().join("v1/programs"))?;
+    let old = old.iter().find(|one| one.path.ends_with("pod_egress")).context("no program of schema 1")?;
+    let until = match moment {
+        Moment::Uplink => format!("set -- {}/links/uplink-*; [ -e \"$1\" ]", next.display()),
+        Moment::Pods => format!(
+            "! tc filter show dev {} ingress | grep -q 'id {} '",
+            first.context("no pod's interface")?,
+            old.id
+        ),
+    };
+    let script = format!(
+        "until [ -e {}/programs/uplink_in ]; do sleep 0.002; done; until {until}; do :; done; kill -9 {pid}",
+        next.display()
+    );
+    let status = node.to_end(Command::new("chrt").args(["--fifo", "1", "sh", "-c", &script]))?;
+    ensure!(status.status.success(), "chrt: {status:?}");
+    node.wait().map(drop)
+}
+
+/// How many of the filters on a node have programs that are pinned for the old set of maps, and how many others.
+fn programs(node: &Node<'_>) -> Result<(usize, usize)> {
+    let pinned = pinned(&node.bpffs().join("v1/programs"))?;
+    let shown = node.to_end(Command::new("bpftool").args(["-j", "net", "show"]))?;
+    let shown: serde_json::Value = serde_json::from_slice(&shown.stdout)?;
+    let filters = shown.pointer("/0/tc").and_then(|tc| tc.as_array()).context("no list of filters")?;
+    let ids = filters.iter().filter_map(|row| row.get("id").or(row.get("prog_id"))?.as_u64());
+    let (old, new): (Vec<u64>, Vec<u64>) = ids.partition(|id| pinned.iter().any(|one| one.id == *id));
+    Ok((old.len(), new.len()))
+}
+
+#[test]
+fn larger_tables_take_over_without_a_lost_request() -> Result<()> {
+    Lab::run(|lab| {
+        let site = Site::three_nodes(lab)?;
+        site.start_all()?;
+        let traffic = Traffic::start(&site)?;
+        traffic.goes_on()?;
+        for (flows, pods) in [(65_536, 512), (32_768, 128)] {
+            let before = all_pinned(&site)?;
+            for node in site.nodes() {
+                node.kill9()?;
+                node.configure(|config| (config.flows, config.pods) = (flows, pods));
+            }
+            traffic.goes_on()?;
+            site.start_all()?;
+            traffic.goes_on()?;
+            for node in site.nodes() {
+                ensure!(map(node, "ESTABLISHED")?.entries()? == u64::from(flows));
+                ensure!(map(node, "POD_BY_IFINDEX")?.entries()? == u64::from(pods));
+            }
+            freed(&before, &all_pinned(&site)?)?;
+        }
+        // Less than is in use: kept, and told.
+        let node = site.node("a")?;
+        node.terminate()?;
+        node.configure(|config| config.pods = 2);
+        node.start()?;
+        ensure!(map(node, "POD_BY_IFINDEX")?.entries()? == 128);
+        let log = std::fs::read_to_string(node.log())?;
+        let told = "map POD_BY_IFINDEX keeps its 128 rows, the configuration asks for 2: 3 rows of it";
+        ensure!(log.contains(told), "{log}");
+        traffic.goes_on()?;
+        traffic.none_failed()
+    })
+}
