@@ -34,6 +34,11 @@ struct Traffic {
 
 impl Traffic {
     fn start(site: &Site<'_>) -> Result<Self> {
+        Self::start_among(site, 0)
+    }
+
+    /// With so many pods on each node that do nothing, made after the clients and before the servers.
+    fn start_among(site: &Site<'_>, pods: usize) -> Result<Self> {
         let client = site.node("a")?.add_pod("client")?;
         let far = site.node("c")?.add_pod("far")?;
         // One pod that used both the Service and its backends could draw one source port for both at once.
@@ -41,6 +46,9 @@ impl Traffic {
         let back = site.node("c")?.add_pod("back")?;
         let mut servers = Vec::new();
         for node in site.nodes() {
+            for n in 0..pods {
+                node.add_pod(&format!("idle{n}"))?;
+            }
             servers.push(node.add_server(&format!("{}1", node.name()))?);
         }
         let vips: Vec<IpAddr> = VIPS.iter().map(|vip| vip.parse()).collect::<Result<_, _>>()?;
@@ -234,13 +242,9 @@ fn a_takeover_killed_halfway_loses_nothing_and_begins_again() -> Result<()> {
 fn a_node_left_with_programs_of_both_schemas_loses_nothing() -> Result<()> {
     Lab::run(|lab| {
         let Some(site) = previous_site(lab)? else { return Ok(()) };
-        // One interface after the other gets its new program: with many there is time to die in between.
-        for node in site.nodes() {
-            for n in 0..PODS {
-                node.add_pod(&format!("idle{n}"))?;
-            }
-        }
-        let traffic = Traffic::start(&site)?;
+        // One interface after the other gets its new programs, the oldest first: with many there is time to die
+        // between the clients and the servers.
+        let traffic = Traffic::start_among(&site, PODS)?;
         traffic.goes_on()?;
         for (node, moment) in site.nodes().iter().zip([Moment::Uplink, Moment::Pods, Moment::Pods]) {
             node.kill9()?;
