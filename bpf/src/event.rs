@@ -37,6 +37,9 @@ reasons! {
     FLOW_TABLE_FULL = 9, "flow_table_full", "the flow could not be recorded";
     NO_SOURCE_PORT = 10, "no_source_port", "every port tried for the client is in use towards the same backend";
     TORN_SERVICE = 11, "torn_service", "the Service's row changed again and again while it was read";
+    FRAGMENT_LOST = 20, "fragment_lost", "a fragment whose datagram's first did not come, or came too late";
+    FRAGMENT_TOO_LONG = 21, "fragment_too_long", "a fragment that came before its first and is too long to be held";
+    FRAGMENT_OF_DROPPED = 22, "fragment_of_dropped", "the datagram's first fragment was dropped";
 }
 
 /// Ring buffer record of one dropped packet.
@@ -122,11 +125,13 @@ pub mod path {
     pub const NEIGHBOR: u32 = 2;
     /// To the node's own stack.
     pub const STACK: u32 = 3;
+    /// Put aside until its datagram's first fragment comes: not dropped, and counted again when it goes on.
+    pub const HELD: u32 = 4;
     /// Number of paths.
-    pub const COUNT: u32 = 4;
+    pub const COUNT: u32 = 5;
     /// Names for metrics, by index.
     #[cfg(not(target_arch = "bpf"))]
-    pub const NAMES: [&str; COUNT as usize] = ["drop", "peer", "neighbor", "stack"];
+    pub const NAMES: [&str; COUNT as usize] = ["drop", "peer", "neighbor", "stack", "held"];
 }
 
 /// `__sk_buff.cb` of a test run that asks for an explanation: the agent's secret in words 0 to 3. Only a

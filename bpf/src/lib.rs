@@ -17,6 +17,7 @@
 )]
 pub mod event;
 pub mod flow;
+pub mod fragment;
 pub mod pod;
 pub mod policy;
 #[cfg(target_arch = "bpf")]

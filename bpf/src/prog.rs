@@ -1,7 +1,7 @@
 //! Program logic. The entry points in `bin/` only call [`pod_egress`], [`pod_ingress`] and [`uplink_in`].
 //!
-//! A packet is read once into a [`Packet`], tracked and perhaps translated ([`track`], [`balance`]), and
-//! delivered ([`deliver`]). Each step returns what became of the packet; nothing drops one on the side.
+//! A packet is read once into a [`Packet`], tracked and perhaps translated ([`track`], [`balance`]; fragments
+//! by way of [`fragment`]), and delivered ([`deliver`]). Each step returns what became of the packet; nothing drops one on the side.
 
 #![expect(
     unsafe_code,
@@ -14,7 +14,9 @@ mod affinity;
 mod balance;
 mod beside;
 mod deliver;
+mod fragment;
 mod headers;
+mod held;
 mod maps;
 mod packet;
 mod pair;
@@ -25,10 +27,10 @@ mod table;
 mod track;
 
 use crate::event::{path, reason, stage};
-use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT};
+use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT, TC_ACT_STOLEN};
 use aya_ebpf::programs::TcContext;
 use deliver::Delivery;
-use maps::Work;
+use maps::{Work, work};
 use packet::{Packet, Parsed};
 use report::Run;
 
@@ -73,9 +75,16 @@ pub fn uplink_in(ctx: &TcContext) -> i32 {
 #[inline(always)]
 fn run(ctx: &TcContext, stage: u8, step: impl FnOnce(&TcContext, &mut Work) -> Outcome) -> i32 {
     // SAFETY: see `WORK`: nobody else has it during this run, and it is taken here only.
-    let Some(work) = maps::WORK.get_ptr_mut(0).map(|work| unsafe { &mut *work }) else {
+    let Some(mut work) = maps::WORK.get_ptr_mut(work::OUTER).map(|work| unsafe { &mut *work }) else {
         return TC_ACT_SHOT;
     };
+    if work.sending {
+        // SAFETY: as above; a run within a run sends nothing itself.
+        let Some(nested) = maps::WORK.get_ptr_mut(work::NESTED).map(|work| unsafe { &mut *work }) else {
+            return TC_ACT_SHOT;
+        };
+        work = nested;
+    }
     work.run.start(ctx, stage);
     work.packet.clear();
     let outcome = step(ctx, work);
@@ -99,7 +108,9 @@ fn from_pod(ctx: &TcContext, work: &mut Work) -> Outcome {
     if spoof::ip(packet, pod)? == spoof::Scope::Link {
         return Ok(Delivery::stack());
     }
-    track::from_pod(ctx, work)?;
+    if !fragment::track(ctx, work, track::from_pod)? {
+        return Ok(Delivery::held(stage::POD_EGRESS));
+    }
     let Work { run, packet, .. } = work;
     if run.to_stack {
         return Ok(Delivery::stack());
@@ -114,8 +125,10 @@ fn to_pod(ctx: &TcContext, work: &mut Work) -> Outcome {
     if let Some(pod) = unsafe { maps::POD_BY_IFINDEX.get(run.ifindex) } {
         run.endpoint = pod.endpoint;
     }
-    if let Parsed::Ip = packet.parse(ctx) {
-        track::to_pod(ctx, work)?;
+    if let Parsed::Ip = packet.parse(ctx)
+        && !fragment::track(ctx, work, track::to_pod)?
+    {
+        return Ok(Delivery::held(stage::POD_INGRESS));
     }
     Ok(Delivery::stack())
 }
@@ -137,7 +150,9 @@ fn from_uplink(ctx: &TcContext, work: &mut Work) -> Outcome {
     if unsafe { maps::POD_BY_ADDR.get(packet.source) }.is_some() {
         return Err(reason::SPOOFED_SOURCE);
     }
-    track::to_pod(ctx, work)?;
+    if !fragment::track(ctx, work, track::to_pod)? {
+        return Ok(Delivery::held(stage::UPLINK_IN));
+    }
     deliver::to_local_pod(ctx, &work.packet, pod)
 }
 
@@ -162,5 +177,13 @@ impl Delivery {
     #[inline(always)]
     const fn stack() -> Self {
         Self { verdict: TC_ACT_OK, path: path::STACK, ifindex: 0 }
+    }
+
+    /// Put aside: its bytes are elsewhere, the packet itself ends here. Not as a drop, of which the sender on
+    /// the node would hear (`ENOBUFS`); but TCX, at uplinks, takes `TC_ACT_STOLEN` for "go on".
+    #[inline(always)]
+    const fn held(stage: u8) -> Self {
+        let verdict = if stage == stage::UPLINK_IN { TC_ACT_SHOT } else { TC_ACT_STOLEN };
+        Self { verdict, path: path::HELD, ifindex: 0 }
     }
 }

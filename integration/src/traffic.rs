@@ -12,7 +12,7 @@ mod load;
 
 pub use bulk::{Sink, send_bulk};
 pub use echo::Echo;
-pub use frames::{Frames, arp_request, eth0_mac, gateway_mac, udp_frame};
+pub use frames::{Frames, arp_request, eth0_mac, gateway_mac, udp_fragments, udp_frame};
 pub use load::{Load, Style, Tally};
 
 use crate::lab::Namespace;
@@ -141,6 +141,31 @@ impl Flow {
             bail!("{target} answered {answer:?} to {question:?}");
         }
         Ok(name.to_owned())
+    }
+
+    /// Sends one datagram of a UDP flow and gives what comes back behind the name of who answered.
+    ///
+    /// # Errors
+    /// Not UDP, no answer in time, or one without a name.
+    pub fn exchange(&mut self, payload: &[u8]) -> Result<(String, Vec<u8>)> {
+        let FlowSocket::Udp(socket) = &self.socket else { bail!("datagrams are UDP's") };
+        let context = || format!("{} bytes by UDP to {}", payload.len(), self.target);
+        socket.send(payload).with_context(context)?;
+        self.answer().with_context(context)
+    }
+
+    /// The next datagram of a UDP flow that comes in: who sent it, and what is behind that name.
+    ///
+    /// # Errors
+    /// As [`Flow::exchange`].
+    pub fn answer(&self) -> Result<(String, Vec<u8>)> {
+        let FlowSocket::Udp(socket) = &self.socket else { bail!("datagrams are UDP's") };
+        let mut datagram = vec![0; 1 << 16];
+        let length = socket.recv(&mut datagram)?;
+        datagram.truncate(length);
+        let blank = datagram.iter().position(|byte| *byte == b' ').context("not an echo")?;
+        let payload = datagram.split_off(blank + 1);
+        Ok((String::from_utf8_lossy(&datagram).trim_end().to_owned(), payload))
     }
 
     /// The local address of the flow.

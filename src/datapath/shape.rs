@@ -53,7 +53,8 @@ const fn shape<K, V>(name: &'static str, entries: u32) -> Shape {
 }
 
 /// Maps that have one size for ever.
-pub(super) const UNSIZED: [&str; 5] = ["DROPS", "DROP_TOTALS", "PATHS", "EVENTS", "FLOW_COUNTS"];
+pub(super) const UNSIZED: [&str; 8] =
+    ["DROPS", "DROP_TOTALS", "PATHS", "EVENTS", "FLOW_COUNTS", "FRAGMENTS", "HELD", "HELD_FRAMES"];
 
 /// Tables of flows, which change together.
 pub(super) const OF_FLOWS: [&str; 3] = ["ESTABLISHED", "NURSERY", "SHARES"];

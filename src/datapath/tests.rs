@@ -8,9 +8,15 @@ mod conversations;
 #[cfg(not(netd_bpf_stub))]
 mod flows;
 #[cfg(not(netd_bpf_stub))]
+mod fragments;
+#[cfg(not(netd_bpf_stub))]
 pub(crate) mod frames;
 #[cfg(not(netd_bpf_stub))]
 mod moves;
+#[cfg(not(netd_bpf_stub))]
+mod held;
+#[cfg(not(netd_bpf_stub))]
+mod pieces;
 #[cfg(not(netd_bpf_stub))]
 mod pins;
 #[cfg(not(netd_bpf_stub))]

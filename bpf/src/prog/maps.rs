@@ -2,12 +2,16 @@
 
 use super::balance::Choice;
 use super::beside;
+use super::fragment::Fragment;
 use super::packet::Packet;
 use super::report::Run;
 use super::rewrite::Translation;
 use crate::Addr;
 use crate::event::{Count, DropKey, path};
 use crate::flow::{Flow, FlowKey, Limits, Share, flow_count};
+use crate::fragment::{
+    DATAGRAMS, Datagram, FragmentKey, HELD_BYTES, HELD_GROUPS, HELD_SLOTS, HeldFrame, HeldRing,
+};
 use crate::pod::Pod;
 use crate::schema1;
 use crate::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey};
@@ -35,6 +39,15 @@ pub(super) static SHARES: HashMap<u32, Share> = HashMap::with_max_entries(1024, 
 #[map]
 pub(super) static FLOW_COUNTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(flow_count::COUNT, 0);
 #[map]
+pub(super) static FRAGMENTS: LruHashMap<FragmentKey, Datagram> = LruHashMap::with_max_entries(DATAGRAMS, 0);
+#[map]
+pub(super) static HELD: Array<HeldRing> = Array::with_max_entries(HELD_GROUPS, 0);
+#[map]
+pub(super) static HELD_FRAMES: Array<HeldFrame> = Array::with_max_entries(HELD_GROUPS * HELD_SLOTS, 0);
+/// Nothing but the numbers of a ring's slots, to go through them.
+#[map]
+pub(super) static HELD_PLACES: Array<u32> = Array::with_max_entries(HELD_SLOTS, 0);
+#[map]
 pub(super) static DROPS: LruPerCpuHashMap<DropKey, Count> = LruPerCpuHashMap::with_max_entries(1024, 0);
 #[map]
 pub(super) static DROP_TOTALS: PerCpuArray<Count> =
@@ -44,11 +57,23 @@ pub(super) static PATHS: PerCpuArray<Count> = PerCpuArray::with_max_entries(path
 #[map]
 pub(super) static EVENTS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
 
-/// The packet in hand, one per CPU: programs of one CPU never interrupt each other (they run with softirqs
-/// off). What is in a map the verifier does not follow value by value, which keeps its work small, and it
-/// takes no stack.
+/// The packet in hand, by CPU: programs of one CPU never interrupt each other (they run with softirqs off),
+/// but where one makes the kernel run another ([`work::NESTED`]). What is in a map the verifier does not
+/// follow value by value, which keeps its work small, and it takes no stack.
 #[map]
-pub(super) static WORK: PerCpuArray<Work> = PerCpuArray::with_max_entries(1, 0);
+pub(super) static WORK: PerCpuArray<Work> = PerCpuArray::with_max_entries(work::COUNT, 0);
+
+/// Rows of [`WORK`].
+pub(super) mod work {
+    /// The packet in hand.
+    pub(in crate::prog) const OUTER: u32 = 0;
+    /// One that is sent in its midst and passes the same hook ([`super::Work::sending`]).
+    pub(in crate::prog) const NESTED: u32 = 1;
+    /// A held fragment that is given up.
+    pub(in crate::prog) const GIVEN_UP: u32 = 2;
+    /// Number of rows.
+    pub(in crate::prog) const COUNT: u32 = 3;
+}
 
 /// What is known of the packet in hand.
 pub(super) struct Work {
@@ -56,7 +81,14 @@ pub(super) struct Work {
     pub(super) packet: Packet,
     pub(super) to: Translation,
     pub(super) choice: Choice,
+    pub(super) fragment: Fragment,
+    /// A run within this run is to be expected: it takes the other row.
+    pub(super) sending: bool,
 }
+
+/// The first fragment's bytes while the held ones are sent on, by CPU.
+#[map]
+pub(super) static FIRST: PerCpuArray<[u8; HELD_BYTES]> = PerCpuArray::with_max_entries(1, 0);
 
 /// Rows in the making, likewise.
 #[map]

@@ -17,9 +17,12 @@ pub(super) const UDP: u8 = 17;
 pub(super) const ICMPV6: u8 = 58;
 pub(super) const SCTP: u8 = 132;
 
+/// A TCP header without options.
+const TCP_LEN: u32 = 20;
+
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
+pub(super) const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
 const DESTINATION_OPTIONS: u8 = 60;
 const MAX_EXTENSIONS: u32 = 6;
@@ -58,8 +61,20 @@ pub(super) struct Packet {
     pub(super) ttl: u8,
     /// ICMP type, for ICMP.
     pub(super) icmp_type: u8,
+    /// The first fragment of several. One that is alone (RFC 6946) is an ordinary packet.
+    pub(super) first_fragment: bool,
     /// A fragment other than the first: no transport header.
     pub(super) later_fragment: bool,
+    /// The last fragment.
+    last_fragment: bool,
+    /// Place of a fragment in its datagram, in bytes.
+    fragment_offset: u32,
+    /// The identification of a fragment's datagram, in the order of the packet.
+    pub(super) id: u32,
+    /// Bytes of its datagram that a fragment has.
+    fragment_length: u32,
+    /// Offset of the first byte behind the IP packet; the frame may be padded.
+    end: u32,
     /// Ports (or the echo identifier) were read: the packet belongs to a flow.
     pub(super) has_ports: bool,
 }
@@ -113,15 +128,18 @@ impl Packet {
         if first[0] >> 4 != 4 || words < 5 {
             return None;
         }
-        let fragment_offset = u32::from_be(header[1]) as u16 & 0x1fff;
+        let fragment = u32::from_be(header[1]) as u16;
         let third = header[2].to_ne_bytes();
         self.ttl = third[0];
         self.proto = third[1];
         self.source = Addr::from_v4_word(header[3]);
         self.destination = Addr::from_v4_word(header[4]);
-        self.later_fragment = fragment_offset != 0;
         self.l4 = ETH_LEN + words * 4;
-        Some(())
+        self.end = ETH_LEN + (u32::from_be(header[0]) & 0xffff);
+        // As it stands in the header, in the half that comes first.
+        let [a, b, _, _] = header[1].to_ne_bytes();
+        self.id = u32::from(u16::from_ne_bytes([a, b]));
+        self.fragment(fragment & 0x1fff, fragment & 0x2000 != 0, self.l4)
     }
 
     #[inline(always)]
@@ -132,6 +150,7 @@ impl Packet {
             return None;
         }
         let second = header[1].to_ne_bytes();
+        self.end = ETH_LEN + 40 + u32::from(u16::from_be_bytes([second[0], second[1]]));
         let mut next = second[2];
         self.v6 = true;
         self.ttl = second[3];
@@ -150,9 +169,9 @@ impl Packet {
             let extension: [u8; 4] = ctx.load(offset as usize).ok()?;
             let length = match next {
                 FRAGMENT => {
-                    if u16::from_be_bytes([extension[2], extension[3]]) & 0xfff8 != 0 {
-                        self.later_fragment = true;
-                    }
+                    let place = u16::from_be_bytes([extension[2], extension[3]]);
+                    self.id = ctx.load(offset as usize + 4).ok()?;
+                    self.fragment(place >> 3, place & 1 != 0, offset + 8)?;
                     8
                 }
                 AUTHENTICATION => (u32::from(extension[1]) + 2) * 4,
@@ -169,10 +188,34 @@ impl Packet {
         Some(())
     }
 
+    /// Notes which fragment it is, if it is one: `place` in units of eight bytes, `more` if another follows,
+    /// and the offset of what it has of its datagram.
+    #[inline(always)]
+    fn fragment(&mut self, place: u16, more: bool, start: u32) -> Option<()> {
+        self.later_fragment = place != 0;
+        self.first_fragment = place == 0 && more;
+        self.last_fragment = place != 0 && !more;
+        self.fragment_offset = u32::from(place) * 8;
+        self.fragment_length = self.end.wrapping_sub(start);
+        if (place != 0 || more) && self.end <= start { None } else { Some(()) }
+    }
+
+    /// What a fragment adds to the bytes that its datagram is short of ([`crate::fragment::Datagram::missing`]).
+    #[inline(always)]
+    pub(super) fn missing(&self) -> u32 {
+        let all = if self.last_fragment { self.fragment_offset + self.fragment_length } else { 0 };
+        all.wrapping_sub(self.fragment_length)
+    }
+
     #[inline(always)]
     fn transport(&mut self, ctx: &TcContext) -> Option<()> {
         if self.later_fragment {
-            return Some(());
+            // It would write over the header that was looked at in the first (RFC 3128).
+            return if self.proto == TCP && self.fragment_offset < TCP_LEN { None } else { Some(()) };
+        }
+        if self.first_fragment && self.l4 + self.transport_length() > self.end {
+            // What is to be looked at would be in another fragment (RFC 1858).
+            return None;
         }
         match self.proto {
             TCP => {
@@ -198,6 +241,27 @@ impl Packet {
             _ => {}
         }
         Some(())
+    }
+
+    /// How much of the transport header the first fragment must have.
+    #[inline(always)]
+    fn transport_length(&self) -> u32 {
+        match self.proto {
+            TCP => TCP_LEN,
+            SCTP => 12,
+            UDP | ICMP | ICMPV6 => 8,
+            _ => 0,
+        }
+    }
+
+    /// A fragment of something that is tracked by what only the first one has. Behind the header of an IPv6
+    /// fragment that is a later one there may be any.
+    #[inline(always)]
+    pub(super) fn follows_its_first(&self) -> bool {
+        let tracked = matches!(self.proto, TCP | UDP | SCTP | ICMP | ICMPV6);
+        let extension =
+            self.v6 && matches!(self.proto, HOP_BY_HOP | ROUTING | AUTHENTICATION | DESTINATION_OPTIONS);
+        self.first_fragment && tracked || self.later_fragment && (tracked || extension)
     }
 
     #[inline(always)]

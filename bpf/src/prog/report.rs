@@ -26,9 +26,15 @@ impl Run {
     #[inline(always)]
     pub(super) fn start(&mut self, ctx: &TcContext, stage: u8) {
         // SAFETY: the context is valid for the whole run.
-        let ifindex = unsafe { (*ctx.skb.skb).ifindex };
+        self.set(stage, unsafe { (*ctx.skb.skb).ifindex });
+        self.explain = asked_to_explain(ctx);
+    }
+
+    /// As if nothing else were known.
+    #[inline(always)]
+    pub(super) fn set(&mut self, stage: u8, ifindex: u32) {
         *self = Self {
-            explain: asked_to_explain(ctx),
+            explain: false,
             stage,
             ifindex,
             endpoint: 0,
@@ -53,14 +59,20 @@ impl Run {
     }
 
     /// Counts a drop and sends the event.
-    #[inline(never)]
+    #[inline(always)]
     pub(super) fn dropped(&mut self, ctx: &TcContext, packet: &Packet, reason: u8) {
         self.reason = reason;
         if self.explain {
             return;
         }
+        self.tell(packet, reason, ctx.len(), super::packet::ethertype(ctx));
+    }
+
+    /// The same of a packet of `length` bytes, which need not be the one in hand.
+    #[inline(never)]
+    pub(super) fn tell(&self, packet: &Packet, reason: u8, length: u32, ethertype: u16) {
         if let Some(count) = maps::DROP_TOTALS.get_ptr_mut(total_index(self.stage, reason)) {
-            add(count, ctx.len());
+            add(count, length);
         }
         let key = DropKey {
             reason,
@@ -71,9 +83,9 @@ impl Run {
             rule: self.rule,
         };
         if let Some(count) = maps::DROPS.get_ptr_mut(key) {
-            add(count, ctx.len());
+            add(count, length);
         } else {
-            let first = Count { packets: 1, bytes: u64::from(ctx.len()) };
+            let first = Count { packets: 1, bytes: u64::from(length) };
             // A table without room loses the counter, not the verdict.
             maps::DROPS.insert(key, first, 0).ok();
         }
@@ -94,8 +106,8 @@ impl Run {
                 (*event).endpoint = self.endpoint;
                 (*event).service = self.service;
                 (*event).rule = self.rule;
-                (*event).length = ctx.len();
-                (*event).ethertype = u32::from(super::packet::ethertype(ctx));
+                (*event).length = length;
+                (*event).ethertype = u32::from(ethertype);
             }
             entry.submit(0);
         }

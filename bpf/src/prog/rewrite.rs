@@ -8,6 +8,7 @@ use super::from_code;
 use super::packet::{ETH_LEN, Packet, TCP, UDP};
 use crate::Addr;
 use crate::event::reason;
+use crate::fragment::Datagram;
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::generated::bpf_csum_update;
 use aya_ebpf::programs::TcContext;
@@ -39,6 +40,22 @@ pub(super) struct Translation {
 #[inline(always)]
 pub(super) fn translate(ctx: &TcContext, packet: &mut Packet, to: &Translation) -> Result<(), u8> {
     from_code(both_ends(ctx, packet, to))
+}
+
+/// Does to a later fragment what was done to the first one of its datagram. The ports are in that, and so is
+/// the checksum that covers the addresses of all.
+#[inline(always)]
+pub(super) fn follow(ctx: &TcContext, packet: &mut Packet, first: &Datagram) -> Result<(), u8> {
+    let addresses = Difference::none().address(&packet.source, &first.source, packet.v6).address(
+        &packet.destination,
+        &first.destination,
+        packet.v6,
+    );
+    packet.source = first.source;
+    packet.destination = first.destination;
+    packet.source_port = first.new_ports[0];
+    packet.destination_port = first.new_ports[1];
+    write(ctx, packet, addresses, true).map_err(|()| reason::REWRITE_FAILED)
 }
 
 /// Gives [`super::to_code`].
@@ -144,49 +161,51 @@ fn transport(
 fn write(ctx: &TcContext, packet: &Packet, addresses: Difference, same_ports: bool) -> Result<(), ()> {
     let length = if packet.v6 { L2 + IPV6_LEN } else { L2 + IPV4_LEN };
     let plain = packet.l4 as usize == length;
+    let mut ports_too = same_ports;
     let Some(start) = writable(ctx, packet.v6) else { return Err(()) };
-    // SAFETY: `writable` compared the end of the headers, and of four bytes more, with that of the buffer.
+    // SAFETY: `writable` compared the end of the headers with that of the buffer; that of the ports is here.
     unsafe {
         if packet.v6 {
             for word in 0..4 {
                 put(start, L2 + 8 + word * 4, packet.source.0[word]);
                 put(start, L2 + 24 + word * 4, packet.destination.0[word]);
             }
-            if plain && !same_ports {
+            if plain && !same_ports && start + L2 + IPV6_LEN + 4 <= ctx.data_end() {
                 put(start, L2 + IPV6_LEN, packet.source_port);
                 put(start, L2 + IPV6_LEN + 2, packet.destination_port);
+                ports_too = true;
             }
         } else {
             put(start, L2 + 12, packet.source.v4_word());
             put(start, L2 + 16, packet.destination.v4_word());
             let field: u16 = get(start, L2 + 10);
             put(start, L2 + 10, addresses.apply(field));
-            if plain && !same_ports {
+            if plain && !same_ports && start + L2 + IPV4_LEN + 4 <= ctx.data_end() {
                 put(start, L2 + IPV4_LEN, packet.source_port);
                 put(start, L2 + IPV4_LEN + 2, packet.destination_port);
+                ports_too = true;
             }
         }
     }
     if packet.v6 {
         sum_changed(ctx, addresses);
     }
-    if plain || same_ports {
+    if ports_too {
         return Ok(());
     }
     ctx.store(packet.l4 as usize, &[packet.source_port, packet.destination_port], 0).map_err(drop)
 }
 
-/// The start of the frame, once its network header and four bytes more are in the linear part and may be
-/// written.
+/// The start of the frame, once its network header, which may be all there is of it, is in the linear part
+/// and may be written.
 #[inline(always)]
 fn writable(ctx: &TcContext, v6: bool) -> Option<usize> {
-    let length = if v6 { L2 + IPV6_LEN + 4 } else { L2 + IPV4_LEN + 4 };
+    let length = if v6 { L2 + IPV6_LEN } else { L2 + IPV4_LEN };
     if ctx.data() + length > ctx.data_end() {
         ctx.pull_data(length as u32).ok()?;
     }
     let start = ctx.data();
-    if v6 && start + L2 + IPV6_LEN + 4 <= ctx.data_end() || !v6 && start + L2 + IPV4_LEN + 4 <= ctx.data_end()
-    {
+    if v6 && start + L2 + IPV6_LEN <= ctx.data_end() || !v6 && start + L2 + IPV4_LEN <= ctx.data_end() {
         return Some(start);
     }
     None

@@ -31,7 +31,7 @@ enum Known {
 /// A packet that a pod sends: existing flow, Service, or plain new flow.
 #[inline(always)]
 pub(super) fn from_pod(ctx: &TcContext, work: &mut Work) -> Result<(), u8> {
-    let Work { run, packet, to, choice } = work;
+    let Work { run, packet, to, choice, .. } = work;
     if !packet.has_ports {
         return Ok(());
     }

@@ -112,7 +112,7 @@ fn serve(stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
 }
 
 fn datagrams(socket: &UdpSocket, shared: &Shared) {
-    let mut datagram = [0; 2048];
+    let mut datagram = vec![0; 1 << 16];
     while !shared.stop.load(Ordering::Relaxed) {
         // A time-out, or an ICMP error about an earlier answer.
         let Ok((length, from)) = socket.recv_from(&mut datagram) else { continue };

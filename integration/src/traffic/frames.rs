@@ -2,7 +2,7 @@
 
 use crate::lab::Namespace;
 use anyhow::{Context as _, Result, anyhow, bail};
-use etherparse::PacketBuilder;
+use etherparse::{IpFragOffset, Ipv4Header, Ipv6FragmentHeader, Ipv6Header, PacketBuilder, ip_number};
 use nix::sys::socket::{LinkAddr, MsgFlags, SockaddrLike as _};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io::Read as _;
@@ -143,6 +143,49 @@ pub fn udp_frame(
     let mut frame = Vec::with_capacity(builder.size(payload.len()));
     builder.write(&mut frame, payload)?;
     Ok(frame)
+}
+
+/// A UDP datagram in Ethernet frames of fragments (RFC 791 §3.2, RFC 8200 §4.5) with `size` bytes each, a
+/// multiple of eight, behind the IP header, in order.
+///
+/// # Errors
+/// As [`udp_frame`], or the identification does not fit into an IPv4 header.
+pub fn udp_fragments(
+    macs: ([u8; 6], [u8; 6]),
+    ends: (SocketAddr, SocketAddr),
+    id: u32,
+    payload: &[u8],
+    size: usize,
+) -> Result<Vec<Vec<u8>>> {
+    let whole = udp_frame(macs, ends.0, ends.1, payload)?;
+    let Some((link, packet)) = whole.split_at_checked(14) else { bail!("no frame") };
+    let mut frames = Vec::new();
+    let v6 = ends.0.is_ipv6();
+    let Some((header, body)) = packet.split_at_checked(if v6 { 40 } else { 20 }) else { bail!("no packet") };
+    for (n, part) in body.chunks(size).enumerate() {
+        let offset = u16::try_from(n * size / 8)?;
+        let more = (n + 1) * size < body.len();
+        let mut frame = link.to_vec();
+        if v6 {
+            let (mut ip, _) = Ipv6Header::from_slice(header)?;
+            ip.payload_length = u16::try_from(8 + part.len())?;
+            let next = std::mem::replace(&mut ip.next_header, ip_number::IPV6_FRAG);
+            ip.write(&mut frame)?;
+            let offset = IpFragOffset::try_new(offset)?;
+            Ipv6FragmentHeader::new(next, offset, more, id).write(&mut frame)?;
+        } else {
+            let (mut ip, _) = Ipv4Header::from_slice(header)?;
+            ip.set_payload_len(part.len())?;
+            ip.identification = u16::try_from(id)?;
+            (ip.fragment_offset, ip.more_fragments, ip.dont_fragment) =
+                (IpFragOffset::try_new(offset)?, more, false);
+            ip.header_checksum = ip.calc_header_checksum();
+            ip.write(&mut frame)?;
+        }
+        frame.extend_from_slice(part);
+        frames.push(frame);
+    }
+    Ok(frames)
 }
 
 /// An ARP request (RFC 826) that claims `sender` to be at `mac` and asks for `target`.

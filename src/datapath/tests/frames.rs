@@ -50,12 +50,16 @@ pub(crate) fn tcp(source: &str, destination: &str, segment: Segment) -> Vec<u8> 
 }
 
 pub(crate) fn udp(source: &str, destination: &str) -> Vec<u8> {
+    udp_with(source, destination, b"payload")
+}
+
+pub(crate) fn udp_with(source: &str, destination: &str, payload: &[u8]) -> Vec<u8> {
     let (source, destination): (SocketAddr, SocketAddr) =
         (source.parse().expect("a literal"), destination.parse().expect("a literal"));
     let mut frame = Vec::new();
     network(source, destination)
         .udp(source.port(), destination.port())
-        .write(&mut frame, b"payload")
+        .write(&mut frame, payload)
         .expect("a vector takes all");
     frame
 }
