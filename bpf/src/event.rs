@@ -127,11 +127,13 @@ pub mod path {
     pub const STACK: u32 = 3;
     /// Put aside until its datagram's first fragment comes: not dropped, and counted again when it goes on.
     pub const HELD: u32 = 4;
+    /// Dropped, and answered: a TCP RST or an ICMP error went back to the pod.
+    pub const REJECT: u32 = 5;
     /// Number of paths.
-    pub const COUNT: u32 = 5;
+    pub const COUNT: u32 = 6;
     /// Names for metrics, by index.
     #[cfg(not(target_arch = "bpf"))]
-    pub const NAMES: [&str; COUNT as usize] = ["drop", "peer", "neighbor", "stack", "held"];
+    pub const NAMES: [&str; COUNT as usize] = ["drop", "peer", "neighbor", "stack", "held", "reject"];
 }
 
 /// `__sk_buff.cb` of a test run that asks for an explanation: the agent's secret in words 0 to 3. Only a

@@ -17,12 +17,15 @@ mod deliver;
 mod fragment;
 mod headers;
 mod held;
+mod icmp;
 mod maps;
 mod packet;
 mod pair;
+mod reject;
 mod report;
 mod rewrite;
 mod spoof;
+mod sum;
 mod table;
 mod track;
 
@@ -31,8 +34,7 @@ use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT, TC_ACT_STOLEN};
 use aya_ebpf::programs::TcContext;
 use deliver::Delivery;
 use maps::{Work, work};
-use packet::{Packet, Parsed};
-use report::Run;
+use packet::Parsed;
 
 /// What a stage did with a packet: delivered, or the [`reason`] why not.
 type Outcome = Result<Delivery, u8>;
@@ -87,8 +89,17 @@ fn run(ctx: &TcContext, stage: u8, step: impl FnOnce(&TcContext, &mut Work) -> O
     }
     work.run.start(ctx, stage);
     work.packet.clear();
-    let outcome = step(ctx, work);
-    finish(ctx, &mut work.run, &work.packet, outcome)
+    let delivery = match step(ctx, work) {
+        Ok(delivery) => delivery,
+        Err(reason) => {
+            work.run.dropped(ctx, &work.packet, reason);
+            // Asked of the map's memory, where the verifier follows no value, and so looks once.
+            let answered = stage == stage::POD_EGRESS && work.run.reason() == reason::NO_BACKEND;
+            if answered { reject::answer(ctx, work) } else { Delivery::dropped() }
+        }
+    };
+    work.run.left_by(ctx, delivery.path, delivery.ifindex);
+    delivery.verdict
 }
 
 #[inline(always)]
@@ -156,23 +167,13 @@ fn from_uplink(ctx: &TcContext, work: &mut Work) -> Outcome {
     deliver::to_local_pod(ctx, &work.packet, pod)
 }
 
-/// Counts and reports; turns the outcome into the verdict.
-#[inline(always)]
-fn finish(ctx: &TcContext, run: &mut Run, packet: &Packet, outcome: Outcome) -> i32 {
-    match outcome {
-        Ok(delivery) => {
-            run.left_by(ctx, delivery.path, delivery.ifindex);
-            delivery.verdict
-        }
-        Err(reason) => {
-            run.dropped(ctx, packet, reason);
-            run.left_by(ctx, path::DROP, 0);
-            TC_ACT_SHOT
-        }
-    }
-}
-
 impl Delivery {
+    /// Nowhere, which has been told.
+    #[inline(always)]
+    const fn dropped() -> Self {
+        Self { verdict: TC_ACT_SHOT, path: path::DROP, ifindex: 0 }
+    }
+
     /// On to the node's own stack.
     #[inline(always)]
     const fn stack() -> Self {

@@ -9,11 +9,13 @@ mod bulk;
 mod echo;
 mod frames;
 mod load;
+mod told;
 
 pub use bulk::{Sink, send_bulk};
 pub use echo::Echo;
 pub use frames::{Frames, arp_request, eth0_mac, gateway_mac, udp_fragments, udp_frame};
 pub use load::{Load, Style, Tally};
+pub use told::{Probe, Told, refused};
 
 use crate::lab::Namespace;
 use crate::wait;

@@ -18,9 +18,17 @@ mod held;
 #[cfg(not(netd_bpf_stub))]
 mod pieces;
 #[cfg(not(netd_bpf_stub))]
+mod icmp;
+#[cfg(not(netd_bpf_stub))]
+mod mtu;
+#[cfg(not(netd_bpf_stub))]
 mod pins;
 #[cfg(not(netd_bpf_stub))]
 mod programs;
+#[cfg(not(netd_bpf_stub))]
+mod protocols;
+#[cfg(not(netd_bpf_stub))]
+mod reject;
 #[cfg(not(netd_bpf_stub))]
 pub(crate) mod rig;
 #[cfg(not(netd_bpf_stub))]

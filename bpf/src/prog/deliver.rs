@@ -2,7 +2,7 @@
 
 use super::Outcome;
 use super::maps;
-use super::packet::Packet;
+use super::packet::{ETH_LEN, Packet, TCP, UDP};
 use super::report::Run;
 use super::rewrite;
 use crate::event::{path, reason};
@@ -38,7 +38,8 @@ struct Fib {
     proto: u8,
     source_port: u16,
     destination_port: u16,
-    /// 0: the kernel checks the packet itself, GSO included, against the device's MTU.
+    /// Length to compare with the MTU of device, route and path, from the IP header on. Were it 0, the kernel
+    /// would look at nothing but the device, and only if the neighbour is known.
     total_length: u16,
     ifindex: u32,
     flow_info: u32,
@@ -74,6 +75,12 @@ pub(super) fn to_local_pod(ctx: &TcContext, packet: &Packet, pod: &Pod) -> Outco
         return Ok(Delivery::stack());
     }
     rewrite::decrement_ttl(ctx, packet)?;
+    into_pod(ctx, pod)
+}
+
+/// Straight into the namespace of a pod of this node. It takes a packet longer than its MTU.
+#[inline(always)]
+pub(super) fn into_pod(ctx: &TcContext, pod: &Pod) -> Outcome {
     rewrite::link(ctx, &pod.pod_mac, &pod.host_mac)?;
     // SAFETY: a helper with plain arguments.
     let verdict = unsafe { bpf_redirect_peer(pod.ifindex, 0) } as i32;
@@ -89,11 +96,14 @@ fn by_route(ctx: &TcContext, run: &Run, packet: &Packet) -> Outcome {
     if packet.ttl <= 1 {
         return Ok(Delivery::stack());
     }
+    // What cannot be measured is the stack's to judge.
+    let Some(total_length) = longest_segment(ctx, packet) else { return Ok(Delivery::stack()) };
     let mut fib = Fib {
         family: if packet.v6 { AF_INET6 } else { AF_INET },
         proto: packet.proto,
         source_port: packet.source_port,
         destination_port: packet.destination_port,
+        total_length,
         ifindex: run.ifindex,
         ..Fib::default()
     };
@@ -108,7 +118,10 @@ fn by_route(ctx: &TcContext, run: &Run, packet: &Packet) -> Outcome {
     let found =
         unsafe { bpf_fib_lookup(ctx.skb.skb.cast(), (&raw mut fib).cast(), size_of::<Fib>() as i32, 0) };
     match found {
+        // The redirect finds a neighbour that is not known yet by itself, and keeps the packet meanwhile.
         FIB_SUCCESS | FIB_NO_NEIGH => {}
+        // Too long (`BPF_FIB_LKUP_RET_FRAG_NEEDED`) among others: the stack cuts it into fragments, or tells
+        // the pod what would pass.
         FIB_BLACKHOLE => return Err(reason::NO_ROUTE),
         _ => return Ok(Delivery::stack()),
     }
@@ -126,4 +139,23 @@ fn by_route(ctx: &TcContext, run: &Run, packet: &Packet) -> Outcome {
         return Err(reason::REWRITE_FAILED);
     }
     Ok(Delivery { verdict, path: path::NEIGHBOR, ifindex: fib.ifindex })
+}
+
+/// Length from the IP header on of the packet, or of the longest of those into which it will be segmented.
+#[inline(always)]
+fn longest_segment(ctx: &TcContext, packet: &Packet) -> Option<u16> {
+    const BY_FRAGMENTS: u32 = 0xffff;
+    // SAFETY: the context is valid for the whole run.
+    let segment = unsafe { (*ctx.skb.skb).gso_size };
+    let length = match (segment, packet.proto) {
+        (0, _) => ctx.len() - ETH_LEN,
+        (BY_FRAGMENTS, _) => return None,
+        (_, TCP) => {
+            let offset: u8 = ctx.load(packet.l4 as usize + 12).ok()?;
+            packet.l4 - ETH_LEN + u32::from(offset >> 4) * 4 + segment
+        }
+        (_, UDP) => packet.l4 - ETH_LEN + 8 + segment,
+        _ => return None,
+    };
+    u16::try_from(length).ok()
 }

@@ -6,6 +6,7 @@ use super::fragment::Fragment;
 use super::packet::Packet;
 use super::report::Run;
 use super::rewrite::Translation;
+use super::sum::Summing;
 use crate::Addr;
 use crate::event::{Count, DropKey, path};
 use crate::flow::{Flow, FlowKey, Limits, Share, flow_count};
@@ -79,8 +80,11 @@ pub(super) mod work {
 pub(super) struct Work {
     pub(super) run: Run,
     pub(super) packet: Packet,
+    /// The packet that an ICMP error quotes.
+    pub(super) quoted: Packet,
     pub(super) to: Translation,
     pub(super) choice: Choice,
+    pub(super) summing: Summing,
     pub(super) fragment: Fragment,
     /// A run within this run is to be expected: it takes the other row.
     pub(super) sending: bool,
@@ -89,6 +93,12 @@ pub(super) struct Work {
 /// The first fragment's bytes while the held ones are sent on, by CPU.
 #[map]
 pub(super) static FIRST: PerCpuArray<[u8; HELD_BYTES]> = PerCpuArray::with_max_entries(1, 0);
+
+/// When each pod's share of ICMP errors is used up; see [`super::reject`].
+#[map]
+pub(super) static REJECTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(REJECT_ROWS, 0);
+/// Pods whose numbers differ by a multiple of this have one share.
+pub(super) const REJECT_ROWS: u32 = 256;
 
 /// Rows in the making, likewise.
 #[map]

@@ -107,8 +107,8 @@ impl Packet {
             return Parsed::Ip;
         }
         let read = match ethertype(ctx) {
-            ETHERTYPE_IPV4 => self.ipv4(ctx),
-            ETHERTYPE_IPV6 => self.ipv6(ctx),
+            ETHERTYPE_IPV4 => self.ipv4(ctx, ETH_LEN),
+            ETHERTYPE_IPV6 => self.ipv6(ctx, ETH_LEN),
             ETHERTYPE_ARP => return Parsed::Arp,
             _ => return Parsed::Other,
         };
@@ -120,9 +120,25 @@ impl Packet {
         Parsed::Ip
     }
 
+    /// Reads the packet that the ICMP error `error` quotes: of its transport header only the ports, which is
+    /// all that must be there (RFC 792). True if it belongs to a flow.
     #[inline(always)]
-    fn ipv4(&mut self, ctx: &TcContext) -> Option<()> {
-        let header: [u32; 5] = ctx.load(ETH_LEN as usize).ok()?;
+    pub(super) fn parse_quoted(&mut self, ctx: &TcContext, error: &Self) -> bool {
+        self.clear();
+        let at = error.quoted_at();
+        let read = if error.v6 { self.ipv6(ctx, at) } else { self.ipv4(ctx, at) };
+        if read.is_none() || self.later_fragment || !matches!(self.proto, TCP | UDP | SCTP) {
+            return false;
+        }
+        let Ok(ports) = ctx.load::<[u16; 2]>(self.l4 as usize) else { return false };
+        self.ports(ports[0], ports[1]);
+        true
+    }
+
+    /// Reads the IPv4 header at `at`.
+    #[inline(always)]
+    fn ipv4(&mut self, ctx: &TcContext, at: u32) -> Option<()> {
+        let header: [u32; 5] = ctx.load(at as usize).ok()?;
         let first = header[0].to_ne_bytes();
         let words = u32::from(first[0] & 0x0f);
         if first[0] >> 4 != 4 || words < 5 {
@@ -134,23 +150,24 @@ impl Packet {
         self.proto = third[1];
         self.source = Addr::from_v4_word(header[3]);
         self.destination = Addr::from_v4_word(header[4]);
-        self.l4 = ETH_LEN + words * 4;
-        self.end = ETH_LEN + (u32::from_be(header[0]) & 0xffff);
+        self.l4 = at + words * 4;
+        self.end = at + (u32::from_be(header[0]) & 0xffff);
         // As it stands in the header, in the half that comes first.
         let [a, b, _, _] = header[1].to_ne_bytes();
         self.id = u32::from(u16::from_ne_bytes([a, b]));
         self.fragment(fragment & 0x1fff, fragment & 0x2000 != 0, self.l4)
     }
 
+    /// Reads the IPv6 header at `at` and those that follow it up to the transport header.
     #[inline(always)]
-    fn ipv6(&mut self, ctx: &TcContext) -> Option<()> {
-        let header: [u32; 10] = ctx.load(ETH_LEN as usize).ok()?;
+    fn ipv6(&mut self, ctx: &TcContext, at: u32) -> Option<()> {
+        let header: [u32; 10] = ctx.load(at as usize).ok()?;
         let first = header[0].to_ne_bytes();
         if first[0] >> 4 != 6 {
             return None;
         }
         let second = header[1].to_ne_bytes();
-        self.end = ETH_LEN + 40 + u32::from(u16::from_be_bytes([second[0], second[1]]));
+        self.end = at + 40 + u32::from(u16::from_be_bytes([second[0], second[1]]));
         let mut next = second[2];
         self.v6 = true;
         self.ttl = second[3];
@@ -160,7 +177,7 @@ impl Packet {
         if self.source.is_v4() || self.destination.is_v4() {
             return None;
         }
-        let mut offset = ETH_LEN + 40;
+        let mut offset = at + 40;
         for _ in 0..MAX_EXTENSIONS {
             match next {
                 HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | FRAGMENT | AUTHENTICATION => {}
@@ -280,6 +297,22 @@ impl Packet {
             (&self.destination, self.destination_port),
             self.proto,
         )
+    }
+
+    /// An ICMP error (RFC 792, RFC 4443 §3): it quotes the packet that it is about.
+    #[inline(always)]
+    pub(super) fn is_icmp_error(&self) -> bool {
+        match (self.proto, self.v6) {
+            (ICMP, false) => matches!(self.icmp_type, 3 | 11 | 12),
+            (ICMPV6, true) => matches!(self.icmp_type, 1..=4),
+            _ => false,
+        }
+    }
+
+    /// Where the packet that an ICMP error quotes begins.
+    #[inline(always)]
+    pub(super) const fn quoted_at(&self) -> u32 {
+        self.l4 + 8
     }
 
     /// A TCP packet that opens a connection.

@@ -58,6 +58,12 @@ impl Run {
         }
     }
 
+    /// The reason told last, 0: none.
+    #[inline(always)]
+    pub(super) const fn reason(&self) -> u8 {
+        self.reason
+    }
+
     /// Counts a drop and sends the event.
     #[inline(always)]
     pub(super) fn dropped(&mut self, ctx: &TcContext, packet: &Packet, reason: u8) {

@@ -6,10 +6,11 @@
 
 use super::from_code;
 use super::packet::{ETH_LEN, Packet, TCP, UDP};
+use super::sum::Difference;
 use crate::Addr;
 use crate::event::reason;
 use crate::fragment::Datagram;
-use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
+use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
 use aya_ebpf::helpers::generated::bpf_csum_update;
 use aya_ebpf::programs::TcContext;
 use core::ptr::{read_unaligned, write_unaligned};
@@ -34,6 +35,18 @@ pub(super) struct Translation {
     /// The client's end, which may stay as it is.
     pub(super) other_addr: Addr,
     pub(super) other_port: u16,
+}
+
+impl Translation {
+    /// Address and port of the source, and of the destination.
+    #[inline(always)]
+    pub(super) fn ends(&self) -> ((&Addr, u16), (&Addr, u16)) {
+        let (service, client) = ((&self.addr, self.port), (&self.other_addr, self.other_port));
+        match self.end {
+            End::Source => (service, client),
+            End::Destination => (client, service),
+        }
+    }
 }
 
 /// Translates both ends of the packet; the view follows.
@@ -61,10 +74,7 @@ pub(super) fn follow(ctx: &TcContext, packet: &mut Packet, first: &Datagram) -> 
 /// Gives [`super::to_code`].
 #[inline(never)]
 fn both_ends(ctx: &TcContext, packet: &mut Packet, to: &Translation) -> u8 {
-    let (source, source_port, destination, destination_port) = match to.end {
-        End::Source => (&to.addr, to.port, &to.other_addr, to.other_port),
-        End::Destination => (&to.other_addr, to.other_port, &to.addr, to.port),
-    };
+    let ((source, source_port), (destination, destination_port)) = to.ends();
     let addresses = Difference::none().address(&packet.source, source, packet.v6).address(
         &packet.destination,
         destination,
@@ -84,52 +94,23 @@ fn both_ends(ctx: &TcContext, packet: &mut Packet, to: &Translation) -> u8 {
     if write(ctx, packet, addresses, same_ports).is_err() { reason::REWRITE_FAILED } else { 0 }
 }
 
-/// What a checksum changes by: the sum of the new words and of the complements of the old (RFC 1624).
-#[derive(Clone, Copy)]
-struct Difference(u64);
-
-impl Difference {
-    #[inline(always)]
-    const fn none() -> Self {
-        Self(0)
-    }
-
-    #[inline(always)]
-    fn word(self, old: u32, new: u32) -> Self {
-        Self(self.0 + u64::from(!old) + u64::from(new))
-    }
-
-    #[inline(always)]
-    fn half(self, old: u16, new: u16) -> Self {
-        Self(self.0 + u64::from(!old) + u64::from(new))
-    }
-
-    /// For mapped IPv4 addresses all words but the last are the same.
-    #[inline(always)]
-    fn address(self, old: &Addr, new: &Addr, v6: bool) -> Self {
-        let last = self.word(old.0[3], new.0[3]);
-        if !v6 {
-            return last;
-        }
-        last.word(old.0[0], new.0[0]).word(old.0[1], new.0[1]).word(old.0[2], new.0[2])
-    }
-
-    /// As the kernel's helpers take it, in 32 bits.
-    #[inline(always)]
-    const fn folded(self) -> u64 {
-        let once = (self.0 & 0xffff_ffff) + (self.0 >> 32);
-        (once & 0xffff_ffff) + (once >> 32)
-    }
-
-    /// Applied to a checksum field.
-    #[inline(always)]
-    const fn apply(self, field: u16) -> u16 {
-        let sum = self.folded() + (!field) as u64;
-        let sum = (sum & 0xffff) + (sum >> 16);
-        let sum = (sum & 0xffff) + (sum >> 16);
-        let sum = (sum & 0xffff) + (sum >> 16);
-        !(sum as u16)
-    }
+/// Gives a packet without ports other addresses; the view follows. Gives what changed, for a checksum in its
+/// payload that has them in it.
+#[inline(always)]
+pub(super) fn addresses(
+    ctx: &TcContext,
+    packet: &mut Packet,
+    source: &Addr,
+    destination: &Addr,
+) -> Result<Difference, ()> {
+    let difference = Difference::none().address(&packet.source, source, packet.v6).address(
+        &packet.destination,
+        destination,
+        packet.v6,
+    );
+    packet.source = *source;
+    packet.destination = *destination;
+    write(ctx, packet, difference, true).map(|()| difference)
 }
 
 /// The transport checksum. A packet whose sum the device will finish (`CHECKSUM_PARTIAL`) has the addresses in
@@ -216,6 +197,13 @@ fn writable(ctx: &TcContext, v6: bool) -> Option<usize> {
 fn sum_changed(ctx: &TcContext, by: Difference) {
     // SAFETY: the context is valid for the whole run. An error says that there is no such sum.
     unsafe { bpf_csum_update(ctx.skb.skb, by.folded() as u32) };
+}
+
+/// Stores a value at an offset behind the link header, wherever in the buffer that is; the sum of the whole
+/// packet, where a network card made one, follows.
+#[inline(always)]
+pub(super) fn store<T>(ctx: &TcContext, at: u32, value: &T) -> Result<(), ()> {
+    ctx.store(at as usize, value, u64::from(BPF_F_RECOMPUTE_CSUM)).map_err(drop)
 }
 
 /// Takes one off the TTL (RFC 791) or hop limit (RFC 8200), which the caller knows to be above 1.

@@ -1,6 +1,5 @@
 //! Connection tracking: finds or makes the packet's flow and translates accordingly.
 
-use super::balance;
 use super::beside;
 use super::from_code;
 use super::maps::Work;
@@ -9,6 +8,7 @@ use super::pair::{self, belong, hairpin_source, image, initiator};
 use super::report::Run;
 use super::rewrite::{self, End, Translation};
 use super::table::{self, find, limits, now};
+use super::{balance, icmp};
 use crate::event::stage;
 use crate::flow::{Flow, FlowKey, TURNS, expired, flow_count, flow_flag, leg, role};
 use aya_ebpf::programs::TcContext;
@@ -31,10 +31,10 @@ enum Known {
 /// A packet that a pod sends: existing flow, Service, or plain new flow.
 #[inline(always)]
 pub(super) fn from_pod(ctx: &TcContext, work: &mut Work) -> Result<(), u8> {
-    let Work { run, packet, to, choice, .. } = work;
-    if !packet.has_ports {
-        return Ok(());
+    if !work.packet.has_ports {
+        return icmp::translate(ctx, work);
     }
+    let Work { run, packet, to, choice, .. } = work;
     choice.clear();
     let recorded = match known(run, packet, to) {
         Known::Direct => return Ok(()),
@@ -64,10 +64,10 @@ pub(super) fn from_pod(ctx: &TcContext, work: &mut Work) -> Result<(), u8> {
 /// A packet that comes to a pod: the reply of a Service's backend, or a plain flow.
 #[inline(always)]
 pub(super) fn to_pod(ctx: &TcContext, work: &mut Work) -> Result<(), u8> {
-    let Work { run, packet, to, .. } = work;
-    if !packet.has_ports {
-        return Ok(());
+    if !work.packet.has_ports {
+        return icmp::translate(ctx, work);
     }
+    let Work { run, packet, to, .. } = work;
     match known(run, packet, to) {
         Known::Translated if to.end == End::Source => rewrite::translate(ctx, packet, to),
         Known::Direct | Known::Unanswered | Known::Translated | Known::Aside => Ok(()),

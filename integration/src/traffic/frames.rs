@@ -66,17 +66,31 @@ impl Frames {
     /// # Errors
     /// The socket fails.
     pub fn seen_any(&mut self, marks: &[&[u8]]) -> Result<Vec<bool>> {
-        let mut frame = vec![0; 1 << 16];
         let mut seen = vec![false; marks.len()];
+        self.each(|frame| {
+            for (mark, seen) in marks.iter().zip(&mut seen) {
+                *seen |= frame.windows(mark.len()).any(|window| window == *mark);
+            }
+        })?;
+        Ok(seen)
+    }
+
+    /// Takes all frames that wait, in and out.
+    ///
+    /// # Errors
+    /// The socket fails.
+    pub fn waiting(&mut self) -> Result<Vec<Vec<u8>>> {
+        let mut frames = Vec::new();
+        self.each(|frame| frames.push(frame.to_vec()))?;
+        Ok(frames)
+    }
+
+    fn each(&mut self, mut look: impl FnMut(&[u8])) -> Result<()> {
+        let mut frame = vec![0; 1 << 17];
         loop {
             match self.socket.read(&mut frame) {
-                Ok(length) => {
-                    let bytes = frame.get(..length).unwrap_or_default();
-                    for (mark, seen) in marks.iter().zip(&mut seen) {
-                        *seen |= bytes.windows(mark.len()).any(|window| window == *mark);
-                    }
-                }
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(seen),
+                Ok(length) => look(frame.get(..length).unwrap_or_default()),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error).context("reading frames"),
             }
         }

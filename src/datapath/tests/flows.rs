@@ -1,6 +1,6 @@
 //! Flows: which table they stand in, what ends them, and client ports that two of them share.
 
-use super::frames::{Segment, TCP, UDP, read, tcp, udp};
+use super::frames::{Segment, TCP, UDP, ip, read, tcp, udp};
 use super::rig::{Rig, isolated};
 use crate::datapath::test_run::Ran;
 use netd_bpf::flow::{flow_count, flow_flag, role};
@@ -10,10 +10,6 @@ const CLIENTS: [(&str, &str, &str, &str); 2] = [
     ("10.0.0.1:1000", "10.96.0.1:80", "10.96.0.2:80", "10.1.0.1:8080"),
     ("[fd00::1]:1000", "[fd96::1]:80", "[fd96::2]:80", "[fd01::1]:8080"),
 ];
-
-fn ip(socket: &str) -> &str {
-    socket.rsplit_once(':').expect("a port").0.trim_matches(['[', ']'])
-}
 
 fn source(ran: &Ran) -> String {
     read(&ran.packet).source.to_string()

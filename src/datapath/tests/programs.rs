@@ -216,17 +216,6 @@ fn one_port_with_two_protocols_is_two_services() {
 }
 
 #[test]
-fn a_service_without_backends_is_refused_with_a_reason() {
-    isolated(|| {
-        let rig = Rig::new();
-        rig.frontend("10.96.0.1", 80, TCP, kind::BALANCE, 0);
-        assert_eq!(rig.pod_sends(&tcp("10.0.0.1:1000", "10.96.0.1:80", Segment::Syn)).verdict, SHOT);
-        assert_eq!(rig.drops(reason::NO_BACKEND), 1);
-        assert!(rig.datapath.flows().unwrap().is_empty());
-    });
-}
-
-#[test]
 fn backends_get_equal_shares() {
     isolated(|| {
         let rig = Rig::new();

@@ -4,6 +4,7 @@ use super::frames::addr;
 use crate::datapath::config::Config;
 use crate::datapath::test_run::{Ran, Stage};
 use crate::datapath::{Datapath, OpenReport, locked};
+use aya::programs::{TestRun, TestRunOptions};
 use netd_bpf::Addr;
 use netd_bpf::pod::Pod;
 use netd_bpf::service::{
@@ -98,6 +99,26 @@ impl Rig {
 
     pub(crate) fn pod_sends(&self, frame: &[u8]) -> Ran {
         self.datapath.test_run(Stage::PodEgress, frame, IFINDEX, false, 1).expect("it runs")
+    }
+
+    /// A train of TCP segments or UDP datagrams of so many bytes each, as a pod's kernel leaves it to the
+    /// hardware. Gives the verdict.
+    pub(super) fn pod_sends_train(&self, frame: &[u8], segment: u32) -> i32 {
+        // `struct __sk_buff`.
+        let mut context = [0; 192];
+        for (offset, word) in [(40, IFINDEX), (164, 2), (176, segment)] {
+            context[offset..offset + 4].copy_from_slice(&word.to_ne_bytes());
+        }
+        let mut packet = [0; 4096];
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut packet),
+            ctx_in: Some(&context),
+            repeat: 1,
+            ..TestRunOptions::default()
+        };
+        let ran = locked(&self.datapath.programs).pod_egress.test_run(options).expect("it runs");
+        ran.return_value.cast_signed()
     }
 
     pub(crate) fn pod_receives(&self, frame: &[u8]) -> Ran {
