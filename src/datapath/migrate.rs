@@ -19,6 +19,7 @@ use super::object::{self, Beside, Programs};
 use super::pin::Pins;
 use super::shape::{OF_FLOWS, UNSIZED, shapes};
 use super::{Error, attach, batch};
+use netd_bpf::event::path;
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -122,6 +123,16 @@ impl Move {
         for name in UNSIZED {
             self.share(name)?;
         }
+        self.lay_out_paths()
+    }
+
+    /// The counters of paths are a new map where there are more of them than the old set knows.
+    fn lay_out_paths(&mut self) -> Result<(), Error> {
+        let Some(old) = self.from.open(rows::PATHS)? else { return Ok(()) };
+        if old.info().map_err(Error::map(rows::PATHS))?.max_entries() < path::COUNT {
+            super::pin::unpin(&self.to.map(rows::PATHS))?;
+            self.new.insert(rows::PATHS);
+        }
         Ok(())
     }
 
@@ -152,6 +163,7 @@ impl Move {
             Beside::Schema1(_) => rows::import(&self.from, &self.to, &self.new)?,
             Beside::SameSchema(_) | Beside::Alone => rows::copy(&self.from, &self.to, &self.new)?,
         }
+        rows::copy_paths(&self.from, &self.to, &self.new)?;
         self.bring_flows()
     }
 

@@ -5,7 +5,7 @@ use super::config::Config;
 use super::pin::{Pins, unpin};
 use super::shape::{UNSIZED, shapes};
 use aya::maps::{Map, MapError};
-use aya::programs::SchedClassifier;
+use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use netd_bpf::event::EXPLAIN_WORDS;
 use netd_bpf::flow::beside;
@@ -159,13 +159,30 @@ fn program(objects: &mut [Ebpf], pins: &Pins, name: &str) -> Result<SchedClassif
     let missing = || Error::Missing { kind: "program", name: name.to_owned() };
     let object = objects.iter_mut().find_map(|object| object.program_mut(name)).ok_or_else(missing)?;
     let loaded: &mut SchedClassifier = object.try_into().map_err(Error::program("use", name))?;
-    loaded.load().map_err(Error::program("load", name))?;
+    verified(loaded).map_err(Error::program("load", name))?;
     let path = pins.program(name);
     unpin(&path)?;
     loaded
         .pin(&path)
         .map_err(|error| Error::path("pin a program at", &path)(std::io::Error::other(error)))?;
     SchedClassifier::from_pin(&path).map_err(Error::program("reopen", name))
+}
+
+/// Loads a program. The verifier gives up when its thread has a signal to see to, and wants to be asked again
+/// (`EAGAIN`; libbpf asks five times as well).
+fn verified(program: &mut SchedClassifier) -> Result<(), ProgramError> {
+    const TRIES: u32 = 5;
+    let mut tried = 1;
+    loop {
+        match program.load() {
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.kind() == std::io::ErrorKind::WouldBlock && tried < TRIES =>
+            {
+                tried += 1;
+            }
+            done => return done,
+        }
+    }
 }
 
 /// The explain secret: random, never zero in its first word.

@@ -12,15 +12,15 @@ mod fragments;
 #[cfg(not(netd_bpf_stub))]
 pub(crate) mod frames;
 #[cfg(not(netd_bpf_stub))]
-mod moves;
-#[cfg(not(netd_bpf_stub))]
 mod held;
-#[cfg(not(netd_bpf_stub))]
-mod pieces;
 #[cfg(not(netd_bpf_stub))]
 mod icmp;
 #[cfg(not(netd_bpf_stub))]
+mod moves;
+#[cfg(not(netd_bpf_stub))]
 mod mtu;
+#[cfg(not(netd_bpf_stub))]
+mod pieces;
 #[cfg(not(netd_bpf_stub))]
 mod pins;
 #[cfg(not(netd_bpf_stub))]

@@ -3,7 +3,8 @@
 use super::super::Error;
 use super::super::pin::Pins;
 use super::each;
-use aya::maps::{Array, Map, MapData, MapError};
+use aya::maps::{Array, Map, MapData, MapError, PerCpuArray};
+use netd_bpf::event::Count;
 use netd_bpf::pod::Pod;
 use netd_bpf::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey};
 use netd_bpf::{Addr, schema1};
@@ -32,6 +33,26 @@ pub(super) fn import(from: &Pins, to: &Pins, new: &New) -> Result<(), Error> {
         })?;
     }
     copy_others(from, to, new)
+}
+
+/// The map of the paths' counters.
+pub(super) const PATHS: &str = "PATHS";
+
+/// Carries the paths' counters over, so that they do not jump. What the old programs count from here on is
+/// not in the new ones.
+pub(super) fn copy_paths(from: &Pins, to: &Pins, new: &New) -> Result<(), Error> {
+    let (true, Some(old), Some(fresh)) = (new.contains(PATHS), from.open(PATHS)?, to.open(PATHS)?) else {
+        return Ok(());
+    };
+    let old: PerCpuArray<MapData, Count> =
+        PerCpuArray::try_from(Map::PerCpuArray(old)).map_err(Error::map(PATHS))?;
+    let mut fresh: PerCpuArray<MapData, Count> =
+        PerCpuArray::try_from(Map::PerCpuArray(fresh)).map_err(Error::map(PATHS))?;
+    for path in 0..old.len().min(fresh.len()) {
+        let counts = old.get(&path, 0).map_err(Error::map(PATHS))?;
+        fresh.set(path, counts, 0).map_err(Error::map(PATHS))?;
+    }
+    Ok(())
 }
 
 fn copy_others(from: &Pins, to: &Pins, new: &New) -> Result<(), Error> {

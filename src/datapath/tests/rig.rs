@@ -117,7 +117,8 @@ impl Rig {
             repeat: 1,
             ..TestRunOptions::default()
         };
-        let ran = locked(&self.datapath.programs).pod_egress.test_run(options).expect("it runs");
+        let programs = self.datapath.programs.read().expect("nobody panicked");
+        let ran = programs.pod_egress.test_run(options).expect("it runs");
         ran.return_value.cast_signed()
     }
 
