@@ -190,7 +190,11 @@ fn add_clsact(interface: &str) -> Result<(), Error> {
 }
 
 /// Attaches a filter that stays when its handle goes.
-fn filter(program: &mut SchedClassifier, interface: &str, hook: TcAttachType) -> Result<(), Error> {
+pub(super) fn filter(
+    program: &mut SchedClassifier,
+    interface: &str,
+    hook: TcAttachType,
+) -> Result<(), Error> {
     let options = TcAttachOptions::Netlink(NlOptions { priority: PRIORITY, handle: HANDLE, classid: None });
     let id = match program.attach_with_options(interface, hook, options) {
         Err(error) if is_errno(&error, libc::EEXIST) => {

@@ -31,6 +31,7 @@ mod protocols;
 mod reject;
 #[cfg(not(netd_bpf_stub))]
 pub(crate) mod rig;
+mod schema1;
 #[cfg(not(netd_bpf_stub))]
 mod services;
 

@@ -552,6 +552,89 @@ fn a_growth_cut_off_after_any_step_is_taken_up_again_or_back() {
 }
 
 #[test]
+fn every_interface_gets_the_new_programs_and_the_old_ones_go() {
+    isolated(|| {
+        for name in ["pod0", "up0.7", "up1"] {
+            run(&["ip", "link", "add", name, "type", "veth", "peer", "name", &format!("far-{name}")]);
+        }
+        // Others' filters, one of them where ours could be.
+        run(&["tc", "qdisc", "add", "dev", "far-up1", "clsact"]);
+        for (interface, priority) in [("far-up1", "1"), ("pod0", "9")] {
+            if interface == "pod0" {
+                run(&["tc", "qdisc", "add", "dev", interface, "clsact"]);
+            }
+            let words = ["tc", "filter", "add", "dev", interface, "ingress", "prio", priority, "handle", "1"];
+            run(&[&words[..], &["bpf", "bytecode", "1,6 0 0 0", "flowid", "1:1"]].concat());
+        }
+        let uplink = nix::net::if_::if_nametoindex("up0.7").unwrap();
+        let rig = Rig::new();
+        let config = larger(&rig.folder.config());
+        rig.datapath.attach_pod("pod0").unwrap();
+        rig.datapath.attach_uplink(uplink, "up0.7").unwrap();
+        // As on kernels without TCX.
+        run(&["tc", "qdisc", "add", "dev", "up1", "clsact"]);
+        let ingress = aya::programs::tc::TcAttachType::Ingress;
+        let mut programs = rig.datapath.programs.write().unwrap();
+        crate::datapath::attach::filter(&mut programs.uplink_in, "up1", ingress).unwrap();
+        drop(programs);
+        let before = attached();
+        assert_eq!(before.len(), 4, "{before:?}");
+        drop(rig.datapath);
+        let (datapath, _) = open(&config);
+        let after = attached();
+        let places = |all: &[(String, u64)]| all.iter().map(|(place, _)| place.clone()).collect::<Vec<_>>();
+        assert_eq!(places(&after), places(&before));
+        for ((place, old), (_, new)) in before.iter().zip(&after) {
+            assert_ne!(old, new, "{place}");
+        }
+        assert_eq!(datapath.pinned_uplinks(), [(uplink, "up0.7".to_owned())]);
+        assert_eq!(
+            datapath.attach_uplink(uplink, "up0.7").unwrap(),
+            crate::datapath::attach::UplinkHook::Tcx
+        );
+        assert_eq!(attached(), after, "it was there already");
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        for (place, old) in &before {
+            let lives = || {
+                let show = ["prog", "show", "id", &old.to_string()];
+                std::process::Command::new("bpftool").args(show).output().unwrap().status.success()
+            };
+            while lives() {
+                assert!(std::time::Instant::now() < deadline, "{place}: the old program {old} is held");
+                std::thread::yield_now();
+            }
+        }
+        for interface in ["far-up1", "pod0"] {
+            let shown = std::process::Command::new("tc")
+                .args(["filter", "show", "dev", interface, "ingress"])
+                .output()
+                .unwrap();
+            assert!(String::from_utf8_lossy(&shown.stdout).contains("bytecode"), "{interface}");
+        }
+    });
+}
+
+/// Where programs of ours are attached in this namespace, with the programs' ids, as `tc` and the kernel say.
+fn attached() -> Vec<(String, u64)> {
+    use aya::programs::SchedClassifier;
+    use aya::programs::tc::TcAttachType;
+    let mut found = Vec::new();
+    for (interface, hook) in [("pod0", "ingress"), ("pod0", "egress"), ("up1", "ingress")] {
+        let words = ["-j", "filter", "show", "dev", interface, hook];
+        let output = std::process::Command::new("tc").args(words).output().unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        for filter in json.as_array().unwrap() {
+            if let Some(id) = filter.pointer("/options/prog/id").and_then(serde_json::Value::as_u64) {
+                found.push((format!("{interface} {hook}"), id));
+            }
+        }
+    }
+    let (_, links) = SchedClassifier::query_tcx("up0.7", TcAttachType::Ingress).unwrap();
+    found.extend(links.iter().map(|info| ("up0.7".to_owned(), u64::from(info.id()))));
+    found
+}
+
+#[test]
 fn a_table_never_gets_smaller_than_what_is_in_it() {
     isolated(|| {
         let rig = Rig::new();
