@@ -36,6 +36,8 @@ pub(super) struct Move {
     previous: Pins,
     /// Maps that the new set does not share with the old one.
     new: BTreeSet<&'static str>,
+    /// The new tables of flows have nothing in them, and no program writes to them.
+    untouched: bool,
     programs: Option<Programs>,
     /// Interfaces that have the new programs.
     swapped: usize,
@@ -75,6 +77,7 @@ impl Move {
             current: Pins::current(&config.bpffs),
             previous: Pins::previous(&config.bpffs),
             new: BTreeSet::new(),
+            untouched: true,
             programs: None,
             swapped: 0,
         }
@@ -116,7 +119,9 @@ impl Move {
             let left = OF_FLOWS.contains(&shape.name) && shape.fits(&self.to);
             if !self.new.contains(shape.name) {
                 self.share(shape.name)?;
-            } else if !left {
+            } else if left {
+                self.untouched = false;
+            } else {
                 super::pin::unpin(&self.to.map(shape.name))?;
             }
         }
@@ -172,7 +177,7 @@ impl Move {
             return Ok(());
         }
         let limits = self.config.limits();
-        let mut carrier = flows::Carrier::new(&limits, &self.from, &self.to)?;
+        let mut carrier = flows::Carrier::new(&limits, &self.from, &self.to, self.untouched)?;
         match &self.beside {
             Beside::Schema1(_) => carrier.bring_schema1()?,
             Beside::SameSchema(_) | Beside::Alone => carrier.bring()?,
@@ -183,6 +188,7 @@ impl Move {
     /// Puts the programs on every interface that has one of ours.
     fn swap(&mut self) -> Result<(), Error> {
         let Some(programs) = &mut self.programs else { return Ok(()) };
+        self.untouched = false;
         attach::swap(programs, &self.from, Some(&self.to), &mut self.swapped)
     }
 

@@ -92,6 +92,10 @@ fn adopt(config: &mut Config, report: &mut OpenReport) -> Result<(), Error> {
             return Ok(());
         }
         if let Err(error) = Move::to_sizes(config).run() {
+            if !current.exist() {
+                // Cut off in the middle of its last step: the next start finishes it.
+                return Err(error);
+            }
             // Nothing is lost but room.
             let why = crate::telemetry::chain(&error);
             report.kept.extend(report.resized.drain(..).map(|Resized { map, from, to }| Kept {

@@ -4,6 +4,7 @@ mod reach;
 mod restart;
 mod service;
 mod spoof;
+mod upgrade;
 
 use crate::report::Report;
 use anyhow::{Context as _, Result};
@@ -72,6 +73,7 @@ pub(crate) fn all(lab: &Lab, report: &mut Report) -> Result<()> {
     reach::show(&pods, report)?;
     service::show(&site, &pods, report)?;
     restart::show(&site, &pods, report)?;
+    upgrade::show(report)?;
     spoof::show(&site, &pods, report)?;
 
     report.section("Pods and agents stop");

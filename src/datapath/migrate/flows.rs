@@ -29,6 +29,8 @@ pub(super) struct Carrier<'a> {
     from: &'a Pins,
     established: Flows,
     nursery: Flows,
+    /// Both are empty, and nobody else writes to them: there is nothing to compare with.
+    untouched: bool,
     /// Pods by address, as the old set knows them.
     pods: Counts<Addr, u32>,
     /// Rows among the established, by owner.
@@ -38,7 +40,7 @@ pub(super) struct Carrier<'a> {
 }
 
 impl<'a> Carrier<'a> {
-    pub(super) fn new(limits: &'a Limits, from: &'a Pins, to: &Pins) -> Result<Self, Error> {
+    pub(super) fn new(limits: &'a Limits, from: &'a Pins, to: &Pins, untouched: bool) -> Result<Self, Error> {
         let mut pods = Counts::new();
         each(from, "POD_BY_ADDR", |addr: Addr, pod: Pod| {
             pods.insert(addr, pod.endpoint);
@@ -51,6 +53,7 @@ impl<'a> Carrier<'a> {
             from,
             established: table("ESTABLISHED")?,
             nursery: table("NURSERY")?,
+            untouched,
             pods,
             held: held(to)?,
             waiting: Vec::new(),
@@ -98,30 +101,45 @@ impl<'a> Carrier<'a> {
         }
         theirs.flags &= !flow_flag::REFUSED;
         let among_established = theirs.flags & flow_flag::CONFIRMED != 0 && !theirs.done();
+        if !self.untouched && self.is_known(key, &theirs, among_established, unchanged)? {
+            return Ok(());
+        }
+        if !among_established || !self.promote(key, theirs)? {
+            self.waiting.push((*key, theirs));
+        }
+        Ok(())
+    }
+
+    /// True if the new tables have the flow already, or a newer one; its row then gets its place. A row of an
+    /// older flow is removed.
+    fn is_known(
+        &mut self,
+        key: &FlowKey,
+        theirs: &Flow,
+        among_established: bool,
+        unchanged: impl FnOnce() -> bool,
+    ) -> Result<bool, Error> {
         if let Some(ours) = get(&self.established, key, "ESTABLISHED")? {
-            if ours.same(&theirs) || !unchanged() {
-                return Ok(());
+            if ours.same(theirs) || !unchanged() {
+                return Ok(true);
             }
             remove(&mut self.established, key, "ESTABLISHED")?;
             if let Some(held) = self.held.get_mut(&ours.owner) {
                 *held = held.saturating_sub(1);
             }
         } else if let Some(ours) = get(&self.nursery, key, "NURSERY")? {
-            if ours.same(&theirs) {
+            if ours.same(theirs) {
                 if among_established && !ours.done() {
                     self.promote(key, Flow { flags: ours.flags | flow_flag::CONFIRMED, ..ours })?;
                 }
-                return Ok(());
+                return Ok(true);
             }
             if !unchanged() {
-                return Ok(());
+                return Ok(true);
             }
             remove(&mut self.nursery, key, "NURSERY")?;
         }
-        if !among_established || !self.promote(key, theirs)? {
-            self.waiting.push((*key, theirs));
-        }
-        Ok(())
+        Ok(false)
     }
 
     /// Puts a row among the established; false if there is no room.
@@ -137,7 +155,9 @@ impl<'a> Carrier<'a> {
             Err(Refused::Full) => return Ok(false),
             Err(Refused::Other(error)) => return Err(Error::map("ESTABLISHED")(error)),
         }
-        remove(&mut self.nursery, key, "NURSERY")?;
+        if !self.untouched {
+            remove(&mut self.nursery, key, "NURSERY")?;
+        }
         Ok(true)
     }
 
