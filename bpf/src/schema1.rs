@@ -141,10 +141,9 @@ impl Flow {
             return false;
         }
         into.role = flow.role;
-        #[expect(clippy::cast_possible_truncation, reason = "the lower byte is what schema 1 knew")]
-        {
-            into.flags = (flow.flags & KNOWN_FLAGS) as u8;
-        }
+        // Schema 1 knew the lower byte.
+        let [known, _] = (flow.flags & KNOWN_FLAGS).to_le_bytes();
+        into.flags = known;
         into.xlat_port = flow.xlat_port;
         into.xlat_addr = flow.xlat_addr;
         into.service = flow.service;
@@ -207,6 +206,10 @@ abi!(Flow = 56, Frontend = 24, Backend = 24);
 mod tests {
     use super::*;
 
+    fn low(flags: u16) -> u8 {
+        flags.to_le_bytes()[0]
+    }
+
     const TCP: u8 = 6;
     const UDP: u8 = 17;
 
@@ -229,13 +232,13 @@ mod tests {
 
     #[test]
     fn a_conversation_is_established_and_a_question_is_not() {
-        let replied = flow_flag::REPLIED as u8;
+        let replied = low(flow_flag::REPLIED);
         for (flags, proto, seconds, confirmed) in [
             (replied, TCP, 0, true),
             (0, TCP, 100, false),
-            (replied | flow_flag::FIN_REPLY as u8, TCP, 0, true),
-            (replied | flow_flag::FIN_BOTH as u8, TCP, 0, false),
-            (replied | flow_flag::RESET as u8, TCP, 0, false),
+            (replied | low(flow_flag::FIN_REPLY), TCP, 0, true),
+            (replied | low(flow_flag::FIN_BOTH), TCP, 0, false),
+            (replied | low(flow_flag::RESET), TCP, 0, false),
             (replied, UDP, 1, false),
             (replied, UDP, 2, true),
             (0, UDP, 100, false),
@@ -255,7 +258,7 @@ mod tests {
     #[test]
     fn the_clients_port_is_the_initiators() {
         let port =
-            |role, flags: u16| import(Flow { role, flags: flags as u8, ..Flow::default() }, TCP).client_port;
+            |role, flags: u16| import(Flow { role, flags: low(flags), ..Flow::default() }, TCP).client_port;
         assert_eq!(port(role::FORWARD, 0), 1000);
         assert_eq!(port(role::REPLY, flow_flag::INITIATOR_HIGH), 80);
         assert_eq!(port(role::DIRECT, 0), 0);
