@@ -9,7 +9,8 @@ use crate::store::Snapshot;
 use netd_bpf::service::{Backend, Frontend, FrontendKey};
 use std::sync::Arc;
 
-#[cfg(all(test, not(netd_bpf_stub)))]
+#[cfg(test)]
+#[cfg(not(netd_bpf_stub))]
 mod tests;
 
 /// Plans for this node.

@@ -190,11 +190,10 @@ fn a_flood_of_clients_evicts_only_those_that_stayed_away() {
             let rig = Rig::with(|config| config.affinity = ROOM);
             family.serve(&rig, UDP, 4);
             let client = |n: u32| -> IpAddr {
-                let v4 = Ipv4Addr::from_bits(0x0a80_0000 + n);
                 if v6 {
-                    Ipv6Addr::new(0xfd80, 0, 0, 0, 0, 0, (n >> 16) as u16, n as u16).into()
+                    Ipv6Addr::from_bits(0xfd80 << 112 | u128::from(n)).into()
                 } else {
-                    v4.into()
+                    Ipv4Addr::from_bits(0x0a80_0000 + n).into()
                 }
             };
             let opens = |n: u32, port: u16| {

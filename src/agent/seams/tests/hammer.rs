@@ -85,7 +85,7 @@ fn desired(state: &State) -> Desired {
         port: 80,
         protocol: if proto == TCP { Protocol::Tcp } else { Protocol::Udp },
         // A backend remembered must be as right as one drawn.
-        affinity_seconds: (service % 3 == 0).then_some(10_800),
+        affinity_seconds: service.is_multiple_of(3).then_some(10_800),
         backends: endpoints(service, set, v6)
             .map(|at| DesiredBackend {
                 addr: addr(&at.ip().to_string()),
