@@ -19,7 +19,7 @@ pub struct Config {
     pub affinity: u32,
     /// Service frontends (address, port, protocol). Default 65 536.
     pub frontends: u32,
-    /// Service backends. Default 65 536.
+    /// Service backends: endpoints, counted once for each Service port. Default 65 536.
     pub backends: u32,
     /// Slots: the sum over all frontends of their backends, twice that while they change. Default 262 144.
     pub slots: u32,
