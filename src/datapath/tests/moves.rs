@@ -491,10 +491,9 @@ fn old_and_new_programs_share_flows_while_tables_grow() {
         let old = |stage, frame: &[u8]| rig.datapath.test_run(stage, frame, IFINDEX, false, 1).unwrap();
         let new = |stage, frame: &[u8]| moving.programs().test_run(stage, frame, IFINDEX, None, 1).unwrap();
         type Way<'a> = &'a dyn Fn(Stage, &[u8]) -> crate::datapath::test_run::Ran;
-        let mut port = 3000;
-        for (forth, back) in [(&old as Way<'_>, &new as Way<'_>), (&new, &old), (&new, &new)] {
+        let ways = [(&old as Way<'_>, &new as Way<'_>), (&new, &old), (&new, &new)];
+        for (port, (forth, back)) in (3000..).zip(ways) {
             let client = &format!("10.0.0.1:{port}");
-            port += 1;
             for segment in [Segment::Syn, Segment::Ack, Segment::Ack] {
                 let sent = forth(Stage::PodEgress, &tcp(client, VIP, segment));
                 assert_eq!(read(&sent.packet).destination.to_string(), BACKEND);

@@ -45,7 +45,7 @@ pub(super) fn fragment(frame: &[u8], id: u32, (offset, more): (usize, bool), par
     let mut out = frame[..ETH + 20].to_vec();
     out[ETH + 2..ETH + 4].copy_from_slice(&length(20 + part.len()));
     out[ETH + 4..ETH + 6].copy_from_slice(&u16::try_from(id).expect("16 bits").to_be_bytes());
-    out[ETH + 6..ETH + 8].copy_from_slice(&(offset / 8 | u16::from(more) << 13).to_be_bytes());
+    out[ETH + 6..ETH + 8].copy_from_slice(&((offset / 8) | (u16::from(more) << 13)).to_be_bytes());
     out[ETH + 10..ETH + 12].copy_from_slice(&[0, 0]);
     let sum: u32 = out[ETH..].chunks(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]]))).sum();
     let sum = !u16::try_from((sum & 0xffff) + (sum >> 16)).expect("ten words carry once");
