@@ -12,6 +12,8 @@ mod fragments;
 #[cfg(not(netd_bpf_stub))]
 pub(crate) mod frames;
 #[cfg(not(netd_bpf_stub))]
+mod growth;
+#[cfg(not(netd_bpf_stub))]
 mod held;
 #[cfg(not(netd_bpf_stub))]
 mod icmp;

@@ -253,7 +253,7 @@ fn give_up(frame: &HeldFrame) {
 #[inline(always)]
 fn tag_at(ring: *mut HeldRing, at: u32) -> *mut u32 {
     // SAFETY: an element of a map value; the pointer is used within this run.
-    unsafe { &raw mut (*ring).tags[(at % HELD_SLOTS) as usize] }
+    unsafe { (&raw mut (*ring).tags).cast::<u32>().add((at % HELD_SLOTS) as usize) }
 }
 
 /// Changes a slot's tag if it is what it is thought to be.

@@ -147,9 +147,8 @@ fn write(ctx: &TcContext, packet: &Packet, addresses: Difference, same_ports: bo
     // SAFETY: `writable` compared the end of the headers with that of the buffer; that of the ports is here.
     unsafe {
         if packet.v6 {
-            for word in 0..4 {
-                put(start, L2 + 8 + word * 4, packet.source.0[word]);
-                put(start, L2 + 24 + word * 4, packet.destination.0[word]);
+            for (at, word) in packet.source.0.into_iter().chain(packet.destination.0).enumerate() {
+                put(start, L2 + 8 + at * 4, word);
             }
             if plain && !same_ports && start + L2 + IPV6_LEN + 4 <= ctx.data_end() {
                 put(start, L2 + IPV6_LEN, packet.source_port);

@@ -241,18 +241,16 @@ fn settle(flow: &mut Flow, packet: &Packet, key: &FlowKey, way: u32, now: u32) {
         }
     }
     let done = flow.flags & flow_flag::RESET != 0 || flow.flags & flow_flag::FIN_BOTH == flow_flag::FIN_BOTH;
-    if established || other_established {
-        if done {
-            scratch.flow = *flow;
-            // Back among those that give way: a closed connection is worth no room.
-            if established && table::record(key, &scratch.flow).is_ok() {
-                table::leave_established(key, scratch.flow.owner, flow_count::CLOSED);
-            }
-            if other_established && table::record(&scratch.other_key, &scratch.other).is_ok() {
-                table::leave_established(&scratch.other_key, scratch.other.owner, flow_count::CLOSED);
-            }
-            return;
+    if done && (established || other_established) {
+        scratch.flow = *flow;
+        // Back among those that give way: a closed connection is worth no room.
+        if established && table::record(key, &scratch.flow).is_ok() {
+            table::leave_established(key, scratch.flow.owner, flow_count::CLOSED);
         }
+        if other_established && table::record(&scratch.other_key, &scratch.other).is_ok() {
+            table::leave_established(&scratch.other_key, scratch.other.owner, flow_count::CLOSED);
+        }
+        return;
     }
     if flow.flags & flow_flag::CONFIRMED == 0 || done || established && (other_established || !translated) {
         return;
