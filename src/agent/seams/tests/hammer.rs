@@ -5,7 +5,7 @@
 //! packets of flows, and notes before and after each which states were in force meanwhile. What the planner
 //! left is given out again as soon as every program that ran then has ended: the tightest quarantine there is.
 
-use super::{Maps, QUARANTINE, SHOT, Writer, kernel};
+use super::{Maps, QUARANTINE, Writer, kernel, refused};
 use crate::datapath::tests::frames::{Segment, TCP, UDP, addr, read, tcp, udp};
 use crate::datapath::tests::rig::{Rig, isolated};
 use crate::model::{ObjectName, Protocol};
@@ -178,11 +178,12 @@ fn sender(rig: &Rig, states: &[State], progress: &Progress, number: usize) -> [u
         progress.sent[number].fetch_add(1, Ordering::SeqCst);
 
         let sets: BTreeSet<Option<u8>> = states[first..=last].iter().map(|state| state[service]).collect();
-        let went = read(&ran.packet).destination;
+        let refused = refused(&ran, &frame);
+        let went = if refused { to } else { read(&ran.packet).destination };
         let context =
             || format!("packet to {to} protocol {proto} went to {went} in {first}..={last}: {sets:?}");
-        if ran.verdict == SHOT {
-            assert!(sets.contains(&Some(0)), "{} and was dropped", context());
+        if refused {
+            assert!(sets.contains(&Some(0)), "{} and was refused", context());
             tally[1] += 1;
         } else if went == to {
             assert!(sets.contains(&None), "{}", context());
