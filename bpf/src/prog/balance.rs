@@ -90,9 +90,18 @@ fn choose_one(ctx: &TcContext, run: &mut Run, packet: &Packet, choice: &mut Choi
 /// one while a program still reads it: then the seal is broken, and the table holds the row that is valid now.
 #[inline(always)]
 fn read_frontend(key: &FrontendKey, into: &mut Frontend) -> Result<bool, u8> {
+    let mut missed = false;
     for _ in 0..READ_TRIES {
         // SAFETY: copied at once.
-        let Some(row) = (unsafe { maps::FRONTENDS.get(key) }) else { return Ok(false) };
+        let Some(row) = (unsafe { maps::FRONTENDS.get(key) }) else {
+            // A row that is replaced is put at its bucket's head before the old one goes: who is past the head
+            // by then, and not yet at the old one, sees neither.
+            if missed {
+                return Ok(false);
+            }
+            missed = true;
+            continue;
+        };
         *into = *row;
         if into.seal == seal(key, into) {
             return Ok(true);
