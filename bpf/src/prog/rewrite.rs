@@ -147,9 +147,8 @@ fn write(ctx: &TcContext, packet: &Packet, addresses: Difference, same_ports: bo
     // SAFETY: `writable` compared the end of the headers with that of the buffer; that of the ports is here.
     unsafe {
         if packet.v6 {
-            for (at, word) in packet.source.0.into_iter().chain(packet.destination.0).enumerate() {
-                put(start, L2 + 8 + at * 4, word);
-            }
+            put_address(start, L2 + 8, &packet.source);
+            put_address(start, L2 + 24, &packet.destination);
             if plain && !same_ports && start + L2 + IPV6_LEN + 4 <= ctx.data_end() {
                 put(start, L2 + IPV6_LEN, packet.source_port);
                 put(start, L2 + IPV6_LEN + 2, packet.destination_port);
@@ -241,6 +240,19 @@ pub(super) fn link(ctx: &TcContext, destination: &[u8; 6], source: &[u8; 6]) -> 
         put(start, 6, *source);
     }
     Ok(())
+}
+
+/// Word by word, not in a loop: one that the compiler leaves standing, Linux 6.1 may refuse (a back-edge).
+#[inline(always)]
+unsafe fn put_address(start: usize, offset: usize, addr: &Addr) {
+    let [a, b, c, d] = addr.0;
+    // SAFETY: the caller compared the end of the field with the end of the buffer.
+    unsafe {
+        put(start, offset, a);
+        put(start, offset + 4, b);
+        put(start, offset + 8, c);
+        put(start, offset + 12, d);
+    }
 }
 
 #[inline(always)]
