@@ -1,7 +1,8 @@
 //! Program logic. The entry points in `bin/` only call [`pod_egress`], [`pod_ingress`] and [`uplink_in`].
 //!
-//! A packet is read once into a [`Packet`], tracked and perhaps translated ([`track`], [`balance`]; fragments
-//! by way of [`fragment`]), and delivered ([`deliver`]). Each step returns what became of the packet; nothing drops one on the side.
+//! A packet is read once into a [`packet::Packet`], tracked and perhaps translated ([`track`], [`balance`];
+//! fragments by way of [`fragment`]), and delivered ([`deliver`]). Each step returns what became of the packet;
+//! nothing drops one on the side.
 
 #![expect(
     unsafe_code,

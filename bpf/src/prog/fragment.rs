@@ -42,6 +42,7 @@ pub(super) struct Fragment {
 const GO_ON: u32 = 0;
 /// It is held.
 const HELD: u32 = 1 << 8;
+
 /// Has the packet tracked, by `step` or as its datagram's first fragment was; false: it is held.
 #[inline(always)]
 pub(super) fn track(
@@ -59,8 +60,8 @@ pub(super) fn track(
             };
         }
     }
-    // Once for both: the verifier would go through two.
-    // What a Result leaves beside `Ok` is nothing that the verifier lets be kept for later.
+    // Called at one place, as the verifier would go through two. What a Result leaves beside `Ok` is nothing
+    // that it lets be kept for later.
     let mut code = black_box(to_code(step(ctx, work)));
     if work.packet.first_fragment && work.packet.follows_its_first() && !work.run.explain {
         let Work { run, packet, fragment, sending, .. } = work;
