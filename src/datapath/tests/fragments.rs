@@ -42,6 +42,25 @@ fn a_datagram_in_order_reaches_one_backend_and_its_answer_the_client() {
 }
 
 #[test]
+fn a_last_fragment_of_a_byte_or_two_is_translated_and_delivered() {
+    isolated(|| {
+        for ((client, vip, _), neighbour) in WAYS.into_iter().zip(["10.0.0.2", "fd00::2"]) {
+            let rig = Rig::new();
+            rig.service(ip(vip), 80, UDP, &[(neighbour, 8080)]);
+            for rest in 1..8 {
+                let payload = vec![7; 32 + rest];
+                let pieces = cut(&udp_with(client, vip, &payload), 1, 40);
+                assert_eq!(pieces.len(), 2);
+                let out: Vec<_> = pieces.iter().map(|piece| rig.pod_sends(piece)).collect();
+                assert!(out.iter().all(|ran| ran.verdict == REDIRECT), "{rest} bytes");
+                let (seen, got) = whole(&delivered(out));
+                assert_eq!((seen.destination.ip().to_string().as_str(), got), (neighbour, payload));
+            }
+        }
+    });
+}
+
+#[test]
 fn padding_of_the_link_is_no_part_of_a_datagram() {
     isolated(|| {
         for (client, vip, backend) in WAYS {

@@ -10,13 +10,17 @@ use crate::datapath::test_run::Stage;
 use netd_bpf::event::{reason, stage};
 use netd_bpf::fragment::{HELD_BYTES, HELD_SLOTS, LIFETIME};
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Barrier};
 
 /// Runs on one CPU, so that what is sent on is received in the order of sending.
 pub(super) fn on_one_cpu() {
-    let mut cpus = nix::sched::CpuSet::new();
-    cpus.set(0).unwrap();
-    nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &cpus).unwrap();
+    let this = nix::unistd::Pid::from_raw(0);
+    let allowed = nix::sched::sched_getaffinity(this).expect("always told");
+    let mut one = nix::sched::CpuSet::new();
+    let first = (0..nix::sched::CpuSet::count()).find(|cpu| allowed.is_set(*cpu).is_ok_and(|set| set));
+    one.set(first.expect("one at least")).expect("within the set");
+    nix::sched::sched_setaffinity(this, &one).expect("allowed");
 }
 
 /// A veth whose end `name` stands for a device of the node; the other end is `far-name`.
@@ -167,32 +171,48 @@ fn what_the_stack_sends_a_pod_in_reverse_arrives_whole() {
 #[test]
 fn no_fragment_is_lost_or_doubled_when_two_cpus_race() {
     isolated(|| {
-        const ROUNDS: u32 = 1000;
+        const BATCHES: u32 = 40;
+        const ROUNDS: u32 = 500;
         let host = wire("host0");
         let rig = Rig::new();
         rig.datapath.upsert_pod(&pod(host, 1, "10.0.0.1", "fd00::1")).unwrap();
         rig.datapath.attach_pod("host0").unwrap();
         let pod = Tap::open("far-host0");
-        let start = Arc::new(Barrier::new(2));
-        // One CPU has the first fragment of each datagram, the other one the second, at the same time.
-        let senders = [0_usize, 1].map(|which| {
-            let (start, tap) = (Arc::clone(&start), Tap::open("host0"));
+        let (arrived, batch) = (Arc::new(AtomicU32::new(0)), Arc::new(Barrier::new(3)));
+        // One CPU has the first fragment of each datagram, the other one the second, at the same time: the
+        // first now a little earlier, now a little later.
+        let senders = [0, 1].map(|which| {
+            let (arrived, batch) = (Arc::clone(&arrived), Arc::clone(&batch));
+            let tap = Tap::open("host0");
             std::thread::spawn(move || {
-                for id in 0..ROUNDS {
-                    let pieces = datagram("10.1.0.1:8080", "10.0.0.1:1000", id).0;
-                    start.wait();
-                    tap.send(&pieces[which]);
+                for id in 0..BATCHES * ROUNDS {
+                    if id % ROUNDS == 0 {
+                        batch.wait();
+                    }
+                    let piece = &datagram("10.1.0.1:8080", "10.0.0.1:1000", id).0[which];
+                    arrived.fetch_add(1, Ordering::SeqCst);
+                    while arrived.load(Ordering::SeqCst) < (id + 1) * 2 {
+                        std::hint::spin_loop();
+                    }
+                    let late = if which == 0 { id % 97 * 8 } else { 300 };
+                    (0..late).for_each(|_| std::hint::spin_loop());
+                    tap.send(piece);
                 }
             })
         });
-        let mut seen = BTreeSet::new();
-        for _ in 0..ROUNDS * 2 {
-            let frame = pod.next();
-            assert!(seen.insert((frame[18..20].to_vec(), frame[20..22].to_vec())), "twice: {frame:?}");
+        for number in 0..BATCHES {
+            batch.wait();
+            let mut seen = BTreeSet::new();
+            for _ in 0..ROUNDS * 2 {
+                let frame = pod.next();
+                let piece = (frame[18..20].to_vec(), frame[20..22].to_vec());
+                assert!(seen.insert(piece), "batch {number}: twice: {frame:?}");
+            }
         }
         for sender in senders {
             sender.join().unwrap();
         }
+        println!("{} were held", held_so_far(&rig));
         assert!(taken(&rig).is_empty());
         assert!(rig.datapath.drop_counts().unwrap().is_empty());
     });

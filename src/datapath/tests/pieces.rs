@@ -182,7 +182,7 @@ impl Tap {
             SockProtocol::EthAll,
         )
         .expect("a packet socket");
-        setsockopt(&socket, sockopt::RcvBuf, &(16 << 20)).expect("a buffer");
+        setsockopt(&socket, sockopt::RcvBufForce, &(16 << 20)).expect("a buffer");
         setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(20)).expect("a time-out");
         let device = nix::ifaddrs::getifaddrs()
             .expect("interfaces")
