@@ -195,8 +195,8 @@ fn learned(pod: &Namespace, target: IpAddr) -> Result<Option<u32>> {
     Ok(words.nth(1).and_then(|mtu| mtu.parse().ok()))
 }
 
-/// Sends by UDP until the path's MTU is known.
-fn learns(pod: &Namespace, target: SocketAddr, mtu: u32) -> Result<()> {
+/// Sends by UDP until the path's MTU is known, and what is longer then arrives in fragments.
+fn learns(pod: &Namespace, server: &Server, target: SocketAddr, mtu: u32) -> Result<()> {
     let probe = Probe::open(pod, target, 0)?;
     wait::holds(&format!("{} to learn the MTU to {target}", pod.name()), || {
         probe.send(1430)?;
@@ -205,7 +205,9 @@ fn learns(pod: &Namespace, target: SocketAddr, mtu: u32) -> Result<()> {
     let said = probe.told()?.context("the socket was told nothing")?;
     let (kind, code) = if target.is_ipv4() { (3, 4) } else { (2, 0) };
     ensure!((said.kind, said.code) == (kind, code), "{said:?}");
-    Ok(())
+    let before = server.echo.answered();
+    probe.send(1430)?;
+    wait::holds("the datagram to be answered", || Ok(server.echo.answered() > before))
 }
 
 /// The Service with a pod's sink as its endpoint.
@@ -243,7 +245,8 @@ fn the_mtu_of_a_path_is_learned_through_a_service() -> Result<()> {
             serve(&site, PORT, &server.pod.addresses)?;
             answers(&tcp.netns, &server.pod.name)?;
             for socket in sockets()? {
-                learns(&udp.netns, socket, NARROW).with_context(|| format!("to {}", server.pod.name))?;
+                learns(&udp.netns, server, socket, NARROW)
+                    .with_context(|| format!("to {}", server.pod.name))?;
             }
             serve_sink(&site, &tcp.netns, server)?;
             for socket in sockets()? {

@@ -6,7 +6,6 @@
 //! router that sent it stays; an error that quotes no translated flow, or nothing that can be read, goes by
 //! its address as it is, and its receiver judges it.
 
-use super::from_code;
 use super::maps::Work;
 use super::packet::{Packet, TCP, UDP};
 use super::pair::hairpin_source;
@@ -14,6 +13,7 @@ use super::report::Run;
 use super::rewrite::{self, End, Translation, store};
 use super::sum::Difference;
 use super::table::{self, find, limits, now};
+use super::{beside, from_code};
 use crate::event::{reason, stage};
 use crate::flow::{Flow, expired, flow_flag, leg, role};
 use aya_ebpf::programs::TcContext;
@@ -54,10 +54,12 @@ fn as_sent(run: &mut Run, packet: &Packet, quoted: &Packet, to: &mut Translation
     let Some(scratch) = table::scratch() else { return false };
     let from_high = quoted.fill_key(&mut scratch.key);
     let forward = |flow: &Flow| (flow.flags & flow_flag::INITIATOR_HIGH != 0) == from_high;
+    beside::pull(&scratch.key, run.endpoint);
     let Some((mut flow, _)) = find(&scratch.key) else { return false };
     if from_pod && flow.role == role::REPLY && !forward(flow) {
         // The client knows the backend by its own address only where it went there beside the Service.
         scratch.key.leg = leg::ASIDE;
+        beside::pull(&scratch.key, run.endpoint);
         let Some((near, _)) = find(&scratch.key) else { return false };
         flow = near;
     }
