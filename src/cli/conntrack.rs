@@ -10,6 +10,9 @@ use crate::config::Loader;
 use serde_json::Value;
 use std::net::SocketAddr;
 
+/// Bytes gathered before they are written.
+const CHUNK: usize = 64 << 10;
+
 /// Pods in a summary for people.
 const PODS: usize = 20;
 
@@ -88,33 +91,36 @@ fn cut_short(why: &str) -> anyhow::Error {
     anyhow::anyhow!("the agent could not read all flows: {why}")
 }
 
-/// One document, written as it comes: it may be of any size.
+/// One document, written as it comes: it may be of any size. The flows in it are the agent's own words.
 fn json(head: &Value, lines: &mut Lines) -> anyhow::Result<Exit> {
     let schema = head.get("schema").and_then(Value::as_str).unwrap_or(Head::SCHEMA);
-    let field = |name: &str| head.get(name).unwrap_or(&Value::Null).to_string();
-    output::text(&format!(
+    let field = |value: &Value, name: &str| value.get(name).unwrap_or(&Value::Null).to_string();
+    let mut out = format!(
         "{{\n  \"schema\": {},\n  \"node\": {},\n  \"limit\": {},\n  \"flows\": [",
         Value::from(schema),
-        field("node"),
-        field("limit"),
-    ))?;
-    let mut before = "";
+        field(head, "node"),
+        field(head, "limit"),
+    );
+    let mut before = "\n    ";
     while let Some(line) = lines.next()? {
-        let value: Value = serde_json::from_slice(&line)?;
-        if let Some(flow) = value.get("flow") {
-            output::text(&format!("{before}\n    {flow}"))?;
-            before = ",";
-        } else if let Some(end) = value.get("end") {
-            let count = |name: &str| end.get(name).unwrap_or(&Value::Null).clone();
-            output::text(&format!(
-                "\n  ],\n  \"matched\": {},\n  \"told\": {}\n}}\n",
-                count("matched"),
-                count("told")
-            ))?;
-            return Ok(Exit::Ok);
+        let line = String::from_utf8(line)?;
+        if let Some(flow) = line.strip_prefix(r#"{"flow":"#).and_then(|rest| rest.strip_suffix('}')) {
+            out.push_str(before);
+            out.push_str(flow);
+            before = ",\n    ";
         } else {
-            let why = value.get("error").and_then(Value::as_str).unwrap_or("no reason given");
-            return Err(cut_short(why));
+            let value: Value = serde_json::from_str(&line)?;
+            let Some(end) = value.get("end") else {
+                return Err(cut_short(value.get("error").and_then(Value::as_str).unwrap_or(&line)));
+            };
+            let (matched, told) = (field(end, "matched"), field(end, "told"));
+            out.push_str(&format!("\n  ],\n  \"matched\": {matched},\n  \"told\": {told}\n}}\n"));
+            output::text(&out)?;
+            return Ok(Exit::Ok);
+        }
+        if out.len() > CHUNK {
+            output::text(&out)?;
+            out.clear();
         }
     }
     Err(lines.gone().into())
