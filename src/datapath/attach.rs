@@ -1,4 +1,5 @@
-//! Attaching: clsact filters on pods' interfaces, TCX links on uplinks where the kernel has them.
+//! Attaching: clsact filters on pods' interfaces, TCX links on uplinks where the kernel has them, which is tried
+//! and asked, never read from its version; else clsact filters there too.
 //!
 //! Filters have a fixed priority and handle, so that another agent, or this one after a restart, replaces
 //! them in one step and never doubles them.
@@ -22,7 +23,7 @@ pub(super) const HANDLE: TcHandle = TcHandle::new(0, 1);
 /// How an uplink's program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UplinkHook {
-    /// A pinned TCX link (Linux 6.6).
+    /// A pinned TCX link.
     Tcx,
     /// A clsact filter.
     Clsact,
@@ -70,7 +71,7 @@ impl Datapath {
                 drop(pinned);
                 Ok(UplinkHook::Tcx)
             }
-            Err(error) if no_tcx(&error) => {
+            Err(error) if is_unknown(&error) && !has_tcx(interface)? => {
                 add_clsact(interface)?;
                 filter(&mut programs.uplink_in, interface, TcAttachType::Ingress)?;
                 Ok(UplinkHook::Clsact)
@@ -82,11 +83,15 @@ impl Datapath {
     /// Detaches the program from an uplink that is one no longer.
     ///
     /// # Errors
-    /// The pin cannot be removed.
+    /// The pin cannot be removed, or the kernel refuses.
     pub fn detach_uplink(&self, ifindex: u32, interface: &str) -> Result<(), Error> {
         let pin = self.pins.uplink(ifindex, interface);
         if pin.exists() {
             return std::fs::remove_file(&pin).map_err(Error::path("unpin the link", &pin));
+        }
+        // A filter goes with its device, whose name another one may have by now.
+        if nix::net::if_::if_nametoindex(interface) != Ok(ifindex) {
+            return Ok(());
         }
         let link = SchedClassifierLink::attached(interface, TcAttachType::Ingress, PRIORITY, HANDLE, None)
             .map_err(attach_error(interface))?;
@@ -213,10 +218,18 @@ fn detach(link: SchedClassifierLink) -> Result<(), ProgramError> {
     aya::programs::links::Link::detach(link)
 }
 
-/// A kernel without TCX knows no such attach type.
-fn no_tcx(error: &ProgramError) -> bool {
-    matches!(error, ProgramError::SyscallError(error)
-        if matches!(error.io_error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)))
+/// Whether this kernel has TCX, asked of the kernel: one that has it can tell what is attached by it.
+fn has_tcx(interface: &str) -> Result<bool, Error> {
+    match SchedClassifier::query_tcx(interface, TcAttachType::Ingress) {
+        Ok(_) => Ok(true),
+        Err(error) if is_unknown(&error) => Ok(false),
+        Err(error) => Err(attach_error(interface)(error)),
+    }
+}
+
+/// What a kernel answers that does not know an attach type, though not only then.
+fn is_unknown(error: &ProgramError) -> bool {
+    is_errno(error, libc::EINVAL) || is_errno(error, libc::EOPNOTSUPP)
 }
 
 fn is_errno(error: &ProgramError, errno: i32) -> bool {

@@ -2,6 +2,7 @@
 
 use super::frames::{Segment, TCP, read, tcp};
 use super::rig::{Rig, isolated, pod, run};
+use crate::datapath::attach::UplinkHook;
 use crate::datapath::{Datapath, Error, remove_pod_offline};
 use aya::programs::SchedClassifier;
 use aya::programs::tc::TcAttachType;
@@ -57,18 +58,23 @@ fn filters_and_links_outlive_their_agent_and_are_never_doubled() {
         let rig = Rig::new();
         let config = rig.folder.config();
         rig.datapath.attach_pod("pod0").unwrap();
-        rig.datapath.attach_uplink(uplink, "up0.7").unwrap();
+        let hook = rig.datapath.attach_uplink(uplink, "up0.7").unwrap();
         let first = attached();
         assert_eq!(first.len(), 3, "{first:?}");
         drop(rig.datapath);
         assert_eq!(attached(), first, "the agent went, its filters did not");
         let (datapath, _) = Datapath::open(&config).unwrap();
         datapath.attach_pod("pod0").unwrap();
-        datapath.attach_uplink(uplink, "up0.7").unwrap();
+        assert_eq!(datapath.attach_uplink(uplink, "up0.7").unwrap(), hook);
         let second = attached();
         assert_eq!(second.len(), 3, "{second:?}");
         assert!(second.iter().all(|id| !first.contains(id)), "new programs: {first:?} {second:?}");
-        assert_eq!(datapath.pinned_uplinks(), [(uplink, "up0.7".to_owned())]);
+        // A filter is held by its device, a link by its pin.
+        let pinned = match hook {
+            UplinkHook::Tcx => vec![(uplink, "up0.7".to_owned())],
+            UplinkHook::Clsact => Vec::new(),
+        };
+        assert_eq!(datapath.pinned_uplinks(), pinned);
         datapath.detach_uplink(uplink, "up0.7").unwrap();
         assert_eq!(attached().len(), 2);
         assert!(datapath.attach_pod("nowhere0").is_err());
