@@ -27,6 +27,7 @@ mod monitor;
 mod plumbing;
 mod questions;
 mod ready;
+pub mod refusal;
 mod reload;
 mod requests;
 mod seams;
@@ -79,8 +80,14 @@ pub enum Error {
     #[error(transparent)]
     Lock(#[from] lock::Error),
     /// The datapath.
-    #[error("the eBPF datapath does not start")]
-    Datapath(#[source] crate::datapath::Error),
+    #[error("the eBPF datapath does not start{kept}")]
+    Datapath {
+        /// Where the verifier's log is, if one refused a program.
+        kept: refusal::Kept,
+        /// Why not.
+        #[source]
+        source: crate::datapath::Error,
+    },
     /// The network.
     #[error("the node's network cannot be read")]
     Netlink(#[from] crate::net::netlink::Error),
@@ -195,7 +202,8 @@ async fn start(config: Config, started: Instant) -> Result<Agent, Error> {
     let datapath_config = config.datapath.clone();
     let (datapath, report) = tokio::task::spawn_blocking(move || Datapath::open(&datapath_config))
         .await?
-        .map_err(Error::Datapath)?;
+        .map_err(|source| Error::Datapath { kept: refusal::keep(&config.agent.run_dir, &source), source })?;
+    refusal::forget(&config.agent.run_dir);
     tell_opening(&report);
     if report.mounted {
         tracing::info!(target: "netd::datapath", "a bpffs was mounted for {}", config.datapath.bpffs.display());

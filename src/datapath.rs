@@ -23,7 +23,7 @@ mod services;
 mod shape;
 pub mod test_run;
 
-pub use error::Error;
+pub use error::{Error, Refusal};
 pub use flows::FlowRow;
 pub use offline::remove_pod_offline;
 pub use open::{Kept, OpenReport, Resized};

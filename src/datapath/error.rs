@@ -37,9 +37,18 @@ pub enum Error {
         action: &'static str,
         /// Name of the program.
         program: String,
-        /// Why not; the verifier's log is in it.
+        /// Why not.
         #[source]
         source: Box<aya::programs::ProgramError>,
+    },
+    /// The verifier, or the kernel before it, refused a program.
+    #[error("the kernel refuses the BPF program {program}")]
+    Refused {
+        /// Name of the program.
+        program: String,
+        /// Why.
+        #[source]
+        source: Refusal,
     },
     /// The object lacks what this binary expects: a build defect.
     #[error("the BPF object has no {kind} {name}")]
@@ -115,7 +124,42 @@ pub enum Error {
     },
 }
 
+/// Lines of the verifier's log that an error shows: the state, the instruction and the complaint.
+const SHOWN: usize = 20;
+
+/// What the kernel answered to a program, and the verifier's whole log.
+#[derive(Debug, thiserror::Error)]
+#[error("{answer}; the verifier's log {}", self.end())]
+pub struct Refusal {
+    /// The system call's answer.
+    pub answer: std::io::Error,
+    /// All that the verifier said: up to megabytes; empty if the kernel did not come to ask it.
+    pub log: String,
+}
+
+impl Refusal {
+    /// The end of the log, where the complaint stands.
+    fn end(&self) -> String {
+        let lines: Vec<&str> = self.log.trim_end().lines().collect();
+        match lines.get(lines.len().saturating_sub(SHOWN)..) {
+            None | Some([]) => "is empty".to_owned(),
+            Some(end) => format!("ends:\n{}", end.join("\n")),
+        }
+    }
+}
+
 impl Error {
+    /// For `map_err` on the load of a program.
+    pub(super) fn load(program: &str) -> impl Fn(aya::programs::ProgramError) -> Self {
+        move |source| match source {
+            aya::programs::ProgramError::LoadError { io_error, verifier_log } => Self::Refused {
+                program: program.to_owned(),
+                source: Refusal { answer: io_error, log: verifier_log.to_string() },
+            },
+            source => Self::program("load", program)(source),
+        }
+    }
+
     /// For `map_err` on map operations.
     pub(super) fn map(map: &'static str) -> impl Fn(aya::maps::MapError) -> Self {
         move |source| Self::Map { map, source: Box::new(source) }

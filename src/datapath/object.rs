@@ -159,7 +159,7 @@ fn program(objects: &mut [Ebpf], pins: &Pins, name: &str) -> Result<SchedClassif
     let missing = || Error::Missing { kind: "program", name: name.to_owned() };
     let object = objects.iter_mut().find_map(|object| object.program_mut(name)).ok_or_else(missing)?;
     let loaded: &mut SchedClassifier = object.try_into().map_err(Error::program("use", name))?;
-    verified(loaded).map_err(Error::program("load", name))?;
+    verified(loaded).map_err(Error::load(name))?;
     let path = pins.program(name);
     unpin(&path)?;
     loaded

@@ -36,6 +36,8 @@ pub(crate) mod rig;
 mod schema1;
 #[cfg(not(netd_bpf_stub))]
 mod services;
+#[cfg(not(netd_bpf_stub))]
+mod verifier;
 
 #[cfg(netd_bpf_stub)]
 #[test]
