@@ -30,8 +30,8 @@ use std::time::Duration;
 /// Where servers in pods listen.
 pub const PORT: u16 = 8080;
 
-/// How long an agent may take until it is ready, on a busy machine with a debug build.
-const READY: Duration = Duration::from_secs(90);
+/// How long an agent may take until it is ready, on a busy and emulated machine with a debug build.
+const READY: Duration = Duration::from_secs(300);
 
 /// A node of the lab.
 #[derive(Debug)]

@@ -12,6 +12,7 @@ mod previous;
 mod setup;
 mod test;
 mod toolchain;
+mod vm;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -47,6 +48,11 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Run the kernel-facing tests and the binary on Debian's kernels, in virtual machines, and on this one.
+    Vm(vm::Options),
+    /// What runs in those machines.
+    #[command(hide = true)]
+    VmGuest,
     /// Check that modules import downwards only, and the house rules that no lint knows.
     Arch,
     /// Build the netd of the map schema before this one, for the upgrade tests: into target/previous/netd.
@@ -58,9 +64,11 @@ enum Task {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Task::Setup { build_only: true } => setup::run(setup::Purpose::Build),
-        Task::Setup { build_only: false } => setup::run(setup::Purpose::Lab),
+        Task::Setup { build_only: false } => setup::run(setup::Purpose::Kernels),
         Task::Demo { args } => demo::run(&args),
         Task::Test { full, args } => test::run(full, &args),
+        Task::Vm(options) => vm::run(&options),
+        Task::VmGuest => vm::guest::run(),
         Task::Arch => arch::run(),
         Task::Previous => previous::build(previous::Profile::Dev).map(drop),
         Task::Dist => dist::run(),

@@ -17,17 +17,19 @@ use crate::toolchain::{INSTALL_LINKER, Toolchain, find_linker};
 use crate::{cargo, out};
 
 /// What the machine is set up for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Purpose {
     /// Building netd.
     Build,
     /// Building it and running the lab.
     Lab,
+    /// All that, and other kernels in virtual machines.
+    Kernels,
 }
 
-/// A program that the lab runs or that a person debugging it wants.
+/// A program that the lab or a virtual machine runs, or that a person debugging it wants.
 struct Tool {
-    /// Any of these names or absolute paths will do.
+    /// Its name or absolute path.
     probe: &'static str,
     package: &'static str,
     why: &'static str,
@@ -43,6 +45,21 @@ const TOOLS: [Tool; 6] = [
         probe: "/usr/lib/cni/portmap",
         package: "containernetworking-plugins",
         why: "the standard CNI plugins that netd is chained with",
+    },
+];
+
+/// What other kernels need on top.
+const VM_TOOLS: [Tool; 3] = [
+    Tool {
+        probe: "qemu-system-x86_64",
+        package: "qemu-system-x86",
+        why: "boots other kernels, to test on them",
+    },
+    Tool { probe: "xz", package: "xz-utils", why: "unpacks the modules of those kernels" },
+    Tool {
+        probe: "/usr/share/keyrings/debian-archive-keyring.gpg",
+        package: "debian-archive-keyring",
+        why: "tells Debian's kernels from forged ones",
     },
 ];
 
@@ -72,7 +89,7 @@ pub(crate) fn run(purpose: Purpose) -> Result<()> {
             ok(name, "installed");
         }
     }
-    if purpose == Purpose::Lab {
+    if purpose >= Purpose::Lab {
         kernel::check()?;
     }
     Ok(())
@@ -136,7 +153,7 @@ impl Wanted {
                 wanted.otherwise.push(format!("LLVM 22 with its development files, then: {INSTALL_LINKER}"));
             }
         }
-        if purpose == Purpose::Lab {
+        if purpose >= Purpose::Lab {
             let why = "lints the BPF programs";
             let driver = Path::new("/usr/bin/clippy-driver");
             if lints && driver.is_file() {
@@ -145,7 +162,8 @@ impl Wanted {
                 wanted.names.push(LINTS_PACKAGE);
                 wanted.packages.push((LINTS_PACKAGE, why));
             }
-            for tool in &TOOLS {
+            let vm_tools = if purpose == Purpose::Kernels { &VM_TOOLS[..] } else { &[] };
+            for tool in TOOLS.iter().chain(vm_tools) {
                 match locate(tool.probe) {
                     Some(path) => found(tool.package, &format!("{}: {}", path.display(), tool.why)),
                     None => {
@@ -173,7 +191,7 @@ fn install_linker() -> Result<()> {
 }
 
 /// Where a program is; `sbin` counts even where a user's `PATH` lacks it.
-fn locate(program: &str) -> Option<PathBuf> {
+pub(crate) fn locate(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
         .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))

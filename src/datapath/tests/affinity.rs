@@ -175,7 +175,7 @@ fn an_explain_run_remembers_nothing() {
         explain();
         assert_eq!(rig.datapath.affinities().unwrap(), []);
         family.goes_to(rig, proto, 1001);
-        rig.age(addr(family.client), |row| row.last_used -= 60);
+        rig.age(addr(family.client), |row| row.last_used = row.last_used.wrapping_sub(60));
         let before = rig.datapath.affinities().unwrap();
         explain();
         assert_eq!(rig.datapath.affinities().unwrap(), before);

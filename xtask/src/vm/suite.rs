@@ -1,0 +1,189 @@
+//! What is tested on each kernel, where its files lie in a guest, and what a run of it says.
+//!
+//! The guest and the host are the same program, so this is their whole agreement: the guest runs [`SUITES`]
+//! in order and writes the tests' own output and lines that begin with [`MARK`] to its second serial port.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::test::tally::Tally;
+
+/// Folder of our own files in a guest.
+pub(super) const FOLDER: &str = "/netd";
+
+/// Begins each line that the guest itself says.
+const MARK: &str = "@netd-vm ";
+
+/// How the status of a suite that went well is written.
+const PASSED: &str = "exit status: 0";
+
+/// What the tests call a line about how this kernel is used.
+const FACT: &str = "kernel: ";
+
+/// A test program with the part of it that a kernel can change.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Suite {
+    /// Its name, for people.
+    pub(super) name: &'static str,
+    /// By which cargo tells the program: package, kind of target, target.
+    pub(super) target: [&'static str; 3],
+    /// Its file name in the guest.
+    pub(super) file: &'static str,
+    /// The harness's arguments: which tests.
+    pub(super) tests: &'static [&'static str],
+}
+
+/// All suites.
+pub(super) const SUITES: [Suite; 2] = [
+    // The programs on single packets; namespaces, links, routes. Not what is pure,
+    // nor what is much work.
+    Suite {
+        name: "datapath",
+        target: ["netd", "lib", "netd"],
+        file: "tests-netd",
+        tests: &["datapath::", "net::", "--skip", "net::plan::", "--skip", "hundred_pods_at_once"],
+    },
+    // The binary: every program loaded, attached, passed by packets, and taken over by the next agent.
+    Suite { name: "agent", target: ["netd-integration", "test", "kernel"], file: "tests-kernel", tests: &[] },
+];
+
+/// The kernel's modules that the suites need, each for what.
+pub(super) const MODULES: [&str; 5] = [
+    // A pod's or node's cable.
+    "veth",
+    // A layer-2 segment of the lab.
+    "bridge",
+    // The qdisc clsact.
+    "sch_ingress",
+    // A program as its filter.
+    "cls_bpf",
+    // An uplink without Ethernet.
+    "tun",
+];
+
+/// The programs that the suites execute, each for what.
+pub(super) const TOOLS: [&str; 11] = [
+    // What a test has to say to a namespace, as a line of text.
+    "sh", // Links, addresses and routes as a person makes them.
+    "ip", // Filters as a person sees them.
+    "tc", // Maps and programs as the kernel tells them.
+    "bpftool", "sysctl", "ping", "cat", "cut", "awk", "wc", "seq",
+];
+
+/// The command of a suite; `arguments` of the harness's stand for its own choice of tests.
+pub(super) fn command(suite: &Suite, program: &Path, netd: &Path, arguments: &[String]) -> Command {
+    let mut command = Command::new(program);
+    command.current_dir("/").arg("--show-output");
+    if arguments.is_empty() {
+        command.args(suite.tests);
+    }
+    command.args(arguments);
+    command.env("NETD_BIN", netd).env("RUST_BACKTRACE", "0");
+    command
+}
+
+/// A line of the guest's own.
+pub(super) fn said(words: &str) -> String {
+    format!("{MARK}{words}")
+}
+
+/// A suite that ended.
+#[derive(Debug, PartialEq, Eq)]
+struct Ended {
+    name: String,
+    status: String,
+    /// How many tests had run by then, on all suites.
+    run: u64,
+}
+
+/// What a run said so far.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Outcome {
+    /// The kernel's release.
+    pub(super) release: String,
+    pub(super) tally: Tally,
+    /// How the kernel is used: attach modes and the like, in the tests' own words.
+    pub(super) facts: Vec<String>,
+    ended: Vec<Ended>,
+    /// What kept the guest from its work.
+    fault: Option<String>,
+}
+
+impl Outcome {
+    /// Takes one line of output.
+    pub(super) fn line(&mut self, line: &str) {
+        let line = line.trim_end();
+        if let Some(words) = line.strip_prefix(MARK) {
+            match words.split_once(' ') {
+                Some(("kernel", release)) => release.clone_into(&mut self.release),
+                Some(("ended", rest)) => {
+                    let (name, status) = rest.split_once(' ').unwrap_or((rest, ""));
+                    let run = self.tally.passed + self.tally.failed + self.tally.ignored;
+                    self.ended.push(Ended { name: name.to_owned(), status: status.to_owned(), run });
+                }
+                Some(("fault", text)) => self.fault = Some(text.to_owned()),
+                _ => {}
+            }
+        } else if let Some(fact) = line.strip_prefix(FACT) {
+            if !self.facts.iter().any(|have| have == fact) {
+                self.facts.push(fact.to_owned());
+            }
+        } else {
+            self.tally.line(line);
+        }
+    }
+
+    /// What is wrong, if anything is; `chosen`: which tests run was somebody's choice, a suite may have none.
+    pub(super) fn failure(&self, chosen: bool) -> Option<String> {
+        if let Some(fault) = &self.fault {
+            return Some(fault.clone());
+        }
+        let mut before = 0;
+        for suite in SUITES {
+            let name = suite.name;
+            let Some(Ended { status, run, .. }) = self.ended.iter().find(|ended| ended.name == name) else {
+                return Some(format!("the suite `{name}` did not end"));
+            };
+            if status != PASSED {
+                return Some(format!("the suite `{name}` failed ({status})"));
+            }
+            if *run == before && !chosen {
+                return Some(format!("the suite `{name}` has no such test"));
+            }
+            before = *run;
+        }
+        (before == 0).then(|| "no suite has such a test".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Outcome, said};
+
+    #[test]
+    fn an_outcome_needs_every_suite_and_a_test() {
+        let mut outcome = Outcome::default();
+        for line in [
+            &said("kernel 6.1.0-50-amd64"),
+            "kernel: uplinks by clsact",
+            "test result: ok. 5 passed; 0 failed; 0 ignored; 0 measured; 9 filtered out; finished in 1.00s",
+            &said("ended datapath exit status: 0"),
+        ] {
+            outcome.line(line);
+        }
+        assert_eq!(outcome.release, "6.1.0-50-amd64");
+        assert_eq!(outcome.facts, ["uplinks by clsact"]);
+        assert_eq!(outcome.failure(false).as_deref(), Some("the suite `agent` did not end"));
+        outcome.line("test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out");
+        outcome.line(&said("ended agent exit status: 0\r"));
+        assert_eq!((outcome.failure(false), outcome.tally.passed), (None, 6));
+        outcome.line(&said("fault cannot mount /proc"));
+        assert_eq!(outcome.failure(false).as_deref(), Some("cannot mount /proc"));
+        let mut empty = Outcome::default();
+        for suite in super::SUITES {
+            empty.line(&said(&format!("ended {} exit status: 0", suite.name)));
+        }
+        assert_eq!(empty.failure(false).as_deref(), Some("the suite `datapath` has no such test"));
+        assert_eq!(empty.failure(true).as_deref(), Some("no suite has such a test"));
+    }
+}
