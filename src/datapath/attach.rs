@@ -19,6 +19,7 @@ use std::sync::PoisonError;
 
 pub(super) const PRIORITY: u16 = 1;
 pub(super) const HANDLE: TcHandle = TcHandle::new(0, 1);
+const UPLINK: &str = "uplink_in";
 
 /// How an uplink's program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +106,16 @@ impl Datapath {
     #[must_use]
     pub fn pinned_uplinks(&self) -> Vec<(u32, String)> {
         self.pins.uplinks()
+    }
+
+    /// Interfaces in this thread's network namespace that have the uplinks' program as a filter, whoever put
+    /// it there, by index and name. Asks for each interface: milliseconds with a thousand pods.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn filtered_uplinks(&self) -> Result<Vec<(u32, String)>, Error> {
+        let uplinks = filters()?.into_iter().filter(|filter| filter.program == UPLINK);
+        Ok(uplinks.map(|filter| (filter.ifindex, filter.interface)).collect())
     }
 }
 

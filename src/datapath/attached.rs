@@ -17,6 +17,8 @@ use std::io;
 /// A filter of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Filter {
+    /// The interface's index.
+    pub(super) ifindex: u32,
     /// The interface's name.
     pub(super) interface: String,
     /// Its direction.
@@ -42,6 +44,7 @@ pub(super) fn filters() -> Result<Vec<Filter>, Error> {
             let parent = TcHandle { major: u16::MAX, minor };
             let programs = dump(&socket, interface.index(), parent).map_err(failed("list the filters"))?;
             found.extend(programs.into_iter().map(|program| Filter {
+                ifindex: interface.index(),
                 interface: name.to_owned(),
                 hook,
                 program,

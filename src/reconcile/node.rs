@@ -73,6 +73,8 @@ pub struct Reconciler {
     writer: RouteWriter,
     mtu: Arc<AtomicU32>,
     attached: BTreeSet<(u32, String)>,
+    /// The kernel was asked which filters an earlier agent left on uplinks.
+    asked: bool,
     told: BTreeSet<String>,
     status: watch::Sender<Arc<NodeStatus>>,
 }
@@ -94,6 +96,7 @@ impl Reconciler {
             datapath,
             writer,
             attached: BTreeSet::new(),
+            asked: false,
             mtu,
             told: BTreeSet::new(),
             status,
@@ -222,9 +225,20 @@ impl Reconciler {
             };
             status.uplinks.insert(name.clone(), how);
         }
-        let pinned = self.datapath.pinned_uplinks().into_iter();
-        let gone: BTreeSet<(u32, String)> =
-            pinned.chain(self.attached.iter().cloned()).filter(|one| !wanted.contains(one)).collect();
+        let mut known: BTreeSet<(u32, String)> = self.datapath.pinned_uplinks().into_iter().collect();
+        known.extend(self.attached.iter().cloned());
+        if !self.asked {
+            let datapath = Arc::clone(&self.datapath);
+            match tokio::task::spawn_blocking(move || datapath.filtered_uplinks()).await {
+                Ok(Ok(filtered)) => {
+                    known.extend(filtered);
+                    self.asked = true;
+                }
+                Ok(Err(error)) => status.problems.push(crate::telemetry::chain(&error)),
+                Err(error) => status.problems.push(error.to_string()),
+            }
+        }
+        let gone: BTreeSet<(u32, String)> = known.difference(&wanted).cloned().collect();
         for (ifindex, name) in gone {
             let (datapath, doomed) = (Arc::clone(&self.datapath), name.clone());
             let done = tokio::task::spawn_blocking(move || datapath.detach_uplink(ifindex, &doomed)).await;

@@ -69,12 +69,15 @@ fn filters_and_links_outlive_their_agent_and_are_never_doubled() {
         let second = attached();
         assert_eq!(second.len(), 3, "{second:?}");
         assert!(second.iter().all(|id| !first.contains(id)), "new programs: {first:?} {second:?}");
-        // A filter is held by its device, a link by its pin.
-        let pinned = match hook {
-            UplinkHook::Tcx => vec![(uplink, "up0.7".to_owned())],
-            UplinkHook::Clsact => Vec::new(),
+        // A filter is held by its device, a link by its pin; either tells what an earlier agent attached.
+        let there = vec![(uplink, "up0.7".to_owned())];
+        let (linked, filtered) = match hook {
+            UplinkHook::Tcx => (there, Vec::new()),
+            UplinkHook::Clsact => (Vec::new(), there),
         };
-        assert_eq!(datapath.pinned_uplinks(), pinned);
+        assert_eq!((datapath.pinned_uplinks(), datapath.filtered_uplinks().unwrap()), (linked, filtered));
+        datapath.detach_uplink(uplink + 1, "up0.7").unwrap();
+        assert_eq!(attached().len(), 3, "the name was another device's");
         datapath.detach_uplink(uplink, "up0.7").unwrap();
         assert_eq!(attached().len(), 2);
         assert!(datapath.attach_pod("nowhere0").is_err());
