@@ -10,6 +10,7 @@ mod netns;
 mod objects;
 mod process;
 mod reaper;
+mod signals;
 mod sweep;
 mod wire;
 
@@ -17,6 +18,7 @@ pub use netns::Namespace;
 pub use objects::{Pinned, pinned};
 pub use process::{Process, tail};
 pub use reaper::reap;
+pub use signals::clean_up_on_signals;
 pub use sweep::{leftovers, sweep};
 pub use wire::Segment;
 
@@ -29,6 +31,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Numbers the labs of this process.
 static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// The folder of this process's lab number `n`.
+fn folder_of(n: u32) -> PathBuf {
+    PathBuf::from(format!("/tmp/nd{}-{n}", std::process::id()))
+}
 
 /// Set to keep a failed lab standing until Enter is pressed.
 const HOLD: &str = "NETD_LAB_HOLD";
@@ -49,8 +56,7 @@ impl Lab {
         if !nix::unistd::Uid::effective().is_root() {
             bail!("the lab makes network namespaces and loads eBPF: run it as root");
         }
-        let n = NEXT.fetch_add(1, Ordering::Relaxed);
-        let dir = PathBuf::from(format!("/tmp/nd{}-{n}", std::process::id()));
+        let dir = folder_of(NEXT.fetch_add(1, Ordering::Relaxed));
         // A reaper that was itself killed may have left the folder of an earlier process of the same id.
         sweep(&dir)?;
         let reaper = Some(reaper::Reaper::start(&dir)?);
@@ -93,6 +99,19 @@ impl Lab {
     #[must_use]
     pub fn bpffs(&self) -> PathBuf {
         self.dir.join("bpf")
+    }
+
+    /// A new folder in memory, for files by the ten thousand: some disks take milliseconds to remove each.
+    ///
+    /// # Errors
+    /// The name is taken, or the kernel refuses the mount.
+    pub fn folder_in_memory(&self, name: &str) -> Result<PathBuf> {
+        let path = self.dir.join(name);
+        fs::create_dir(&path).with_context(|| format!("creating {}", path.display()))?;
+        let none: Option<&str> = None;
+        nix::mount::mount(none, &path, Some("tmpfs"), MsFlags::empty(), none)
+            .with_context(|| format!("mounting a tmpfs on {}", path.display()))?;
+        Ok(path)
     }
 
     /// A new network namespace with its loopback up.

@@ -7,7 +7,7 @@ mod api;
 mod config;
 
 pub use api::Response;
-pub use config::Config;
+pub use config::{Config, Tables};
 
 use crate::cni::{self, Attachment, Runtime};
 use crate::lab::{Lab, Namespace, Process, tail};
@@ -124,8 +124,8 @@ impl<'lab> Node<'lab> {
             draining: Vec::new(),
             cool_down: "1s".into(),
             uplinks: vec!["eth0".into()],
-            flows: 16_384,
-            pods: 256,
+            tables: Tables::SMALL,
+            log: "info,netd=debug".into(),
         };
         let runtime = Runtime {
             host: namespace.clone(),
@@ -280,9 +280,17 @@ impl<'lab> Node<'lab> {
     /// # Errors
     /// As [`Node::start`].
     pub fn ready(&self) -> Result<()> {
+        self.ready_within(READY)
+    }
+
+    /// [`Node::ready`] with another deadline.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    pub fn ready_within(&self, limit: Duration) -> Result<()> {
         let mut last = String::new();
         let log = || tail(&self.log(), 20);
-        let ready = wait::within(READY, &format!("the agent of {} to be ready", self.name), || {
+        let ready = wait::within(limit, &format!("the agent of {} to be ready", self.name), || {
             if let Some(status) = self.with_agent(Process::ended)? {
                 return Ok(Some(Err(anyhow!("the agent of {} ended: {status}\n{}", self.name, log()))));
             }

@@ -100,7 +100,7 @@ impl<'lab> Site<'lab> {
     pub fn add_node(&mut self, name: &str, segment: usize, families: Families) -> Result<()> {
         let i = self.nodes.len() + 1;
         let s = segment;
-        let wire = segment.checked_sub(1).and_then(|n| self.segments.get(n)).context("no such segment")?;
+        let wire = self.segment(segment)?;
         let namespace = self.lab.namespace(name)?;
         let (v4, v6) = (format!("10.{s}.0.1{i}"), format!("fd0{s}::1{i}"));
         wire.plug(&namespace, "eth0", &[&format!("{v4}/24"), &format!("{v6}/64")])?;
@@ -166,6 +166,14 @@ impl<'lab> Site<'lab> {
     #[must_use]
     pub fn nodes(&self) -> &[Node<'lab>] {
         &self.nodes
+    }
+
+    /// A segment, from 1.
+    ///
+    /// # Errors
+    /// There is none of this number.
+    pub fn segment(&self, segment: usize) -> Result<&Segment> {
+        segment.checked_sub(1).and_then(|n| self.segments.get(n)).context("no such segment")
     }
 
     /// The router between the segments.

@@ -1,4 +1,4 @@
-//! Is a share fair? Pearson's χ² against equal shares.
+//! Statistics: is a share fair (Pearson's χ² against equal shares), and quantiles.
 
 /// χ² of `counts` against equal shares.
 #[must_use]
@@ -16,6 +16,30 @@ pub fn p_of_three(chi_square: f64) -> f64 {
     (-chi_square / 2.0).exp()
 }
 
+/// The `q`-quantile of `values` (0: the least, 0.5: the median, 1: the greatest), linear between neighbours.
+/// NaN of no values.
+#[must_use]
+pub fn quantile(values: &[f64], q: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let (mut below, mut place) =
+        (f64::NAN, q * (f64::from(u32::try_from(sorted.len()).unwrap_or(u32::MAX)) - 1.0));
+    for value in sorted {
+        if place <= 0.0 {
+            return if below.is_nan() { value } else { value + place * (value - below) };
+        }
+        below = value;
+        place -= 1.0;
+    }
+    below
+}
+
+/// The median.
+#[must_use]
+pub fn median(values: &[f64]) -> f64 {
+    quantile(values, 0.5)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -27,5 +51,18 @@ mod tests {
         assert!((p_of_three(13.816) - 0.001).abs() < 1e-5);
         assert!((chi_square(&[1000, 1000, 1000])).abs() < 1e-12);
         assert!((chi_square(&[900, 1000, 1100]) - 20.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn quantiles_lie_between_neighbours() {
+        let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-9, "{a} is not {b}");
+        close(median(&[3.0, 1.0, 2.0]), 2.0);
+        close(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
+        close(median(&[7.0]), 7.0);
+        close(quantile(&[1.0, 2.0, 3.0, 4.0, 5.0], 0.25), 2.0);
+        close(quantile(&[1.0, 2.0, 3.0, 4.0, 5.0], 0.9), 4.6);
+        close(quantile(&[5.0, 1.0], 0.0), 1.0);
+        close(quantile(&[5.0, 1.0], 1.0), 5.0);
+        assert!(median(&[]).is_nan());
     }
 }

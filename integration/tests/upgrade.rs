@@ -109,7 +109,7 @@ fn previous_site(lab: &Lab) -> Result<Option<Site<'_>>> {
     for node in site.nodes() {
         node.replace_netd(Some(previous));
         // New flows push idle ones out of schema 1's one table: it is to be large enough for all of a test.
-        node.configure(|config| config.flows = 262_144);
+        node.configure(|config| config.tables.flows = 262_144);
     }
     site.start_all()?;
     for node in site.nodes() {
@@ -325,7 +325,7 @@ fn larger_tables_take_over_without_a_lost_request() -> Result<()> {
             let before = all_pinned(&site)?;
             for node in site.nodes() {
                 node.kill9()?;
-                node.configure(|config| (config.flows, config.pods) = (flows, pods));
+                node.configure(|config| (config.tables.flows, config.tables.pods) = (flows, pods));
             }
             traffic.goes_on()?;
             site.start_all()?;
@@ -339,7 +339,7 @@ fn larger_tables_take_over_without_a_lost_request() -> Result<()> {
         // Less than is in use: kept, and told.
         let node = site.node("a")?;
         node.terminate()?;
-        node.configure(|config| config.pods = 2);
+        node.configure(|config| config.tables.pods = 2);
         node.start()?;
         ensure!(map(node, "POD_BY_IFINDEX")?.entries()? == 128);
         let log = std::fs::read_to_string(node.log())?;

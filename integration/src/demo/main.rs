@@ -4,12 +4,11 @@
 mod report;
 mod steps;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use netd_integration::lab::{self, Lab};
-use nix::sys::signal::{SigSet, Signal};
 use report::Report;
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 fn main() -> Result<ExitCode> {
@@ -31,10 +30,8 @@ fn main() -> Result<ExitCode> {
 }
 
 fn show(report: &mut Report) -> Result<()> {
-    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
-    signals.thread_block().context("blocking signals")?;
+    lab::clean_up_on_signals()?;
     let lab = Lab::new()?;
-    clean_up_on(signals, lab.dir().into())?;
 
     report.line(&format!(
         "netd demo. Everything below happens in network namespaces that this program makes under {}.\n\n  \
@@ -50,16 +47,4 @@ fn show(report: &mut Report) -> Result<()> {
     report.check("namespaces, links, processes, mounts, files", lab.tear_down().map(|()| "none left".into()));
     report.check("eBPF maps and programs", objects.and_then(|objects| steps::gone(&objects)));
     result
-}
-
-/// On Ctrl-C and its kin: removes everything and ends. What the main thread makes meanwhile is left to the
-/// reaper, which comes last.
-fn clean_up_on(signals: SigSet, dir: PathBuf) -> Result<()> {
-    let body = move || {
-        let Ok(signal) = signals.wait() else { return };
-        // An error is the reaper's to overcome.
-        drop(lab::sweep(&dir));
-        std::process::exit(128 + signal as i32);
-    };
-    std::thread::Builder::new().name("signals".into()).spawn(body).map(drop).context("starting a thread")
 }

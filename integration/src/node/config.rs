@@ -2,6 +2,29 @@
 
 use std::path::PathBuf;
 
+/// Sizes of the datapath's tables, in rows: keys of `datapath`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tables {
+    /// `flows`.
+    pub flows: u32,
+    /// `frontends`.
+    pub frontends: u32,
+    /// `backends`.
+    pub backends: u32,
+    /// `slots`.
+    pub slots: u32,
+    /// `pods`.
+    pub pods: u32,
+}
+
+impl Tables {
+    /// For tests: many agents share this kernel.
+    pub const SMALL: Self = Self { flows: 16_384, frontends: 256, backends: 1024, slots: 4096, pods: 256 };
+    /// The agent's own defaults.
+    pub const DEFAULT: Self =
+        Self { flows: 262_144, frontends: 65_536, backends: 65_536, slots: 262_144, pods: 1024 };
+}
+
 /// What differs between the agents of a lab.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -21,10 +44,10 @@ pub struct Config {
     pub cool_down: String,
     /// `network.uplinks`.
     pub uplinks: Vec<String>,
-    /// `datapath.flows`.
-    pub flows: u32,
-    /// `datapath.pods`.
-    pub pods: u32,
+    /// Sizes below `datapath`.
+    pub tables: Tables,
+    /// `log.filter`.
+    pub log: String,
 }
 
 impl Config {
@@ -32,6 +55,7 @@ impl Config {
     #[must_use]
     pub fn render(&self) -> String {
         let dir = self.dir.display();
+        let Tables { flows, frontends, backends, slots, pods } = self.tables;
         format!(
             r"node:
   name: {node}
@@ -51,14 +75,13 @@ network:
   uplinks: {uplinks}
 datapath:
   bpffs: {bpffs}
-  # Small tables: many agents share this kernel.
   flows: {flows}
-  frontends: 256
-  backends: 1024
-  slots: 4096
+  frontends: {frontends}
+  backends: {backends}
+  slots: {slots}
   pods: {pods}
 log:
-  filter: info,netd=debug
+  filter: {log}
 ",
             node = self.node,
             source = self.source.display(),
@@ -67,8 +90,7 @@ log:
             draining = flow_list(&self.draining),
             cool_down = self.cool_down,
             uplinks = flow_list(&self.uplinks),
-            flows = self.flows,
-            pods = self.pods,
+            log = self.log,
         )
     }
 }
