@@ -4,6 +4,7 @@
 //! the README run the same thing. Each command prints what it does; a failing step is named in the error.
 
 mod arch;
+mod bench;
 mod cargo;
 mod demo;
 mod dist;
@@ -39,6 +40,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Build netd and measure it against what would stand in its place: a table, and `target/bench/CASE.json`.
+    Bench {
+        /// Passed on to the bench; `-- --help` tells what there is.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// All that a change must pass: format, layers, lints, build, tests.
     Test {
         /// Also the long tests (those marked `ignore`) and the distribution binary.
@@ -66,6 +73,7 @@ fn main() -> ExitCode {
         Task::Setup { build_only: true } => setup::run(setup::Purpose::Build),
         Task::Setup { build_only: false } => setup::run(setup::Purpose::Kernels),
         Task::Demo { args } => demo::run(&args),
+        Task::Bench { args } => bench::run(&args),
         Task::Test { full, args } => test::run(full, &args),
         Task::Vm(options) => vm::run(&options),
         Task::VmGuest => vm::guest::run(),

@@ -35,7 +35,7 @@ struct Tool {
     why: &'static str,
 }
 
-const TOOLS: [Tool; 6] = [
+const TOOLS: [Tool; 8] = [
     Tool { probe: "ip", package: "iproute2", why: "shows and makes interfaces, namespaces and filters" },
     Tool { probe: "ping", package: "iputils-ping", why: "asks a pod for an echo" },
     Tool { probe: "bpftool", package: "bpftool", why: "shows programs and maps" },
@@ -44,7 +44,17 @@ const TOOLS: [Tool; 6] = [
     Tool {
         probe: "/usr/lib/cni/portmap",
         package: "containernetworking-plugins",
-        why: "the standard CNI plugins that netd is chained with",
+        why: "the standard CNI plugins that netd is chained with and measured against",
+    },
+    Tool {
+        probe: "iptables-legacy-restore",
+        package: "iptables",
+        why: "loads kube-proxy's iptables rules, which netd is measured against",
+    },
+    Tool {
+        probe: "nft",
+        package: "nftables",
+        why: "loads kube-proxy's nftables rules, which netd is measured against",
     },
 ];
 
