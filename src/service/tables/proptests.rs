@@ -325,9 +325,11 @@ fn step(sim: &mut Sim, tables: &mut Tables, desired: &Desired, stop: Option<usiz
     // As it was: the same lists, and one number per port that nobody else can claim after a restart either.
     let settled = |service: &DesiredService| {
         let alone = |number: u32, proto: u8| {
-            let rows = before.frontends.iter().filter(|(_, row)| row.service == number);
-            rows.filter_map(|(key, _)| new.get(key))
-                .all(|(s, f)| s.name == service.name && f.key.proto == proto)
+            let mut rows = before.frontends.iter().filter(|(_, row)| row.service == number);
+            rows.all(|(key, _)| match new.get(key) {
+                Some((s, f)) => s.name == service.name && f.key.proto == proto,
+                None => before.owners.get(key).is_none_or(|owner| *owner == service.name),
+            })
         };
         service.frontends.iter().all(|f| {
             before.owners.get(&f.key) == Some(&service.name)
