@@ -43,7 +43,7 @@ fn upgrade(lab: &Lab, previous: &Path, report: &mut Report) -> Result<()> {
         site.add_node(name, 1, Families::Dual)?;
         let node = site.node(name)?;
         node.replace_netd(Some(previous));
-        node.configure(|config| config.flows = FLOWS[0]);
+        node.configure(|config| config.tables.flows = FLOWS[0]);
     }
     site.start_all()?;
     let client = site.node("a")?.add_pod("client")?;
@@ -80,7 +80,7 @@ fn upgrade(lab: &Lab, previous: &Path, report: &mut Report) -> Result<()> {
     }
     for node in site.nodes() {
         node.terminate()?;
-        node.configure(|config| config.flows = FLOWS[1]);
+        node.configure(|config| config.tables.flows = FLOWS[1]);
         node.start()?;
         let asked = format!("datapath.flows on {}: {} to {}", node.name(), FLOWS[0], FLOWS[1]);
         report.check(&asked, grown(node));
