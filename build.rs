@@ -1,4 +1,4 @@
-//! Builds the eBPF programs of `bpf/` and leaves them in `OUT_DIR` as `pod.o` and `uplink.o`, where
+//! Builds the eBPF programs of `bpf/` and leaves them in `OUT_DIR` as `pod.o` and so on, where
 //! `datapath` embeds them.
 //!
 //! The programs are Rust for a target that no toolchain ships a `core` for, so a second cargo builds `core`
@@ -22,7 +22,7 @@ use toolchain::{INSTALL_LINKER, Toolchain, active_sysroot, find_linker};
 mod toolchain;
 
 /// The programs: bins of the `bpf` package, each one object.
-const OBJECTS: [&str; 2] = ["pod", "uplink"];
+const OBJECTS: [&str; 3] = ["pod", "uplink", "reclaim"];
 
 /// Compiler flags. `target-cpu=v3` is needed by atomics that return a value, `--btf` by typed maps. Without
 /// `--disable-expand-memcpy-in-order` clearing 64 bytes is a call of a loop over bytes.

@@ -8,6 +8,7 @@
 //! | `addresses` | this node's ranges, from the configuration or its Node object → the ledger |
 //! | `audit` | pods: ledger, links, programs and rows, compared every five minutes |
 //! | `install` | the CNI plugin and its conflist, once the agent is ready |
+//! | `reclaim` | expired flows, and how full their tables are |
 //! | `drops` | the datapath's drop events → log, ring and monitor |
 //! | `changes` | what changes, while somebody watches → monitor |
 //! | `api`, `metrics` | HTTP on the Unix socket and on TCP |
@@ -27,6 +28,7 @@ mod monitor;
 mod plumbing;
 mod questions;
 mod ready;
+mod reclaim;
 pub mod refusal;
 mod reload;
 mod requests;
@@ -141,7 +143,8 @@ impl Signals {
     }
 }
 
-/// Runs until SIGTERM or SIGINT; SIGHUP loads the configuration again and audits the pods.
+/// Runs until SIGTERM or SIGINT; SIGHUP loads the configuration again, audits the pods and looks for expired
+/// flows.
 ///
 /// # Errors
 /// Something that the agent cannot do without failed at start.
@@ -165,6 +168,7 @@ pub async fn run(config: Config, loader: Loader, logs: logs::Handle) -> Result<(
             _ = signals.hangup.recv() => {
                 reload::reload(&loader, &mut in_force, &logs);
                 agent.audit.notify_one();
+                agent.state.reclaimed.ask();
                 agent.state.cni.set_sync_wait(in_force.cni.sync_wait);
                 agent.settings.send_replace(Arc::new(in_force.clone()));
             }
@@ -256,6 +260,7 @@ async fn start(config: Config, started: Instant) -> Result<Agent, Error> {
         requests: Arc::new(Requests::new(monitor.clone())),
         monitor,
         book: std::sync::Mutex::default(),
+        reclaimed: reclaim::Reclaimed::default(),
         announced: false.into(),
     });
     let service_metrics = ServiceMetrics::default();
@@ -282,6 +287,7 @@ async fn start(config: Config, started: Instant) -> Result<Agent, Error> {
     agent.spawn_audit();
     agent.spawn_drops();
     agent.spawn_changes();
+    agent.spawn_reclaim();
     agent.spawn_install();
     agent.spawn_api(listener, public, metrics);
     Ok(agent)
@@ -434,6 +440,11 @@ impl Agent {
     fn spawn_changes(&self) {
         let state = Arc::clone(&self.state);
         self.tasks.spawn("changes", move |cancel| changes::run(Arc::clone(&state), cancel));
+    }
+
+    fn spawn_reclaim(&self) {
+        let state = Arc::clone(&self.state);
+        self.tasks.spawn("reclaim", move |cancel| reclaim::run(Arc::clone(&state), cancel));
     }
 
     /// The conflist comes last: a runtime takes the node for ready when it sees it.

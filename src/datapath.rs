@@ -12,6 +12,7 @@ pub mod conversation;
 mod error;
 pub mod events;
 mod flows;
+mod iterator;
 mod migrate;
 mod mount;
 mod object;
@@ -19,16 +20,20 @@ mod offline;
 mod open;
 mod pin;
 mod pods;
+mod reclaim;
 mod services;
 mod shape;
+mod shares;
 pub mod test_run;
 
 pub use error::{Error, Refusal};
 pub use flows::FlowRow;
 pub use offline::remove_pod_offline;
 pub use open::{Kept, OpenReport, Resized};
+pub use reclaim::{FlowFill, Pass, Swept, Way};
 
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuHashMap, RingBuf};
+use aya::programs::SchedClassifier;
 use config::Config;
 use netd_bpf::Addr;
 use netd_bpf::event::{Count, DropKey, EXPLAIN_WORDS};
@@ -60,6 +65,12 @@ pub struct Datapath {
     drop_totals: PerCpuArray<MapData, Count>,
     paths: PerCpuArray<MapData, Count>,
     events: Mutex<Option<RingBuf<MapData>>>,
+    /// For orders about rows.
+    amend: SchedClassifier,
+    means: reclaim::Means,
+    reclaimer: Mutex<reclaim::Reclaimer>,
+    /// By the last pass; apart from the reclaimer, which is busy while one runs.
+    counted: Mutex<reclaim::Counted>,
 }
 
 impl fmt::Debug for Datapath {

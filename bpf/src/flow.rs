@@ -141,13 +141,65 @@ impl Flow {
     }
 }
 
-/// Value of `SHARES` (HASH by [`crate::pod::Pod::endpoint`]): rows of `ESTABLISHED` that a pod holds.
+/// Value of `SHARES` (HASH by [`crate::pod::Pod::endpoint`]): what a pod has of `ESTABLISHED`. All numbers
+/// only grow, by atomic addition, so that whoever reads them twice knows what happened in between.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Share {
-    /// Counted by atomic addition: it may lag behind for the time of a packet.
-    pub rows: u64,
+    /// Rows that came.
+    pub taken: u64,
+    /// Rows that went.
+    pub returned: u64,
+    /// Rows that passes of `reclaim` met, all passes together.
+    pub met: u64,
+    /// Flows that stayed in the nursery because the share is used up.
+    pub refused_share: u64,
+    /// Flows that stayed in the nursery because the table is full.
+    pub refused_full: u64,
 }
+
+impl Share {
+    /// Rows that the pod holds. May be off, also below zero, for the time of a packet.
+    #[inline(always)]
+    #[must_use]
+    pub const fn rows(&self) -> i64 {
+        self.taken.wrapping_sub(self.returned) as i64
+    }
+}
+
+/// Rows of `SWEEPS` (ARRAY): one for each table of flows.
+pub mod sweep {
+    /// The pass over `ESTABLISHED`.
+    pub const ESTABLISHED: u32 = 0;
+    /// The pass over `NURSERY`.
+    pub const NURSERY: u32 = 1;
+    /// Number of rows.
+    pub const COUNT: u32 = 2;
+}
+
+/// Value of `SWEEPS`: a pass over a table of flows. One at a time, by the agent alone, which writes it before
+/// and reads it after.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sweep {
+    /// Seconds since boot when the pass began: iterators have no cheap clock.
+    pub now: u64,
+    /// Rows to go before the next pause.
+    pub left: u64,
+    /// Rows that are alive.
+    pub alive: u64,
+    /// Rows that are not; those among the established were removed.
+    pub expired: u64,
+    /// Rows alive of pods that have no share (any more).
+    pub ownerless: u64,
+}
+
+/// Rows that a pass looks at between two pauses: about half a millisecond.
+pub const SLICE: u64 = 2048;
+
+/// For how many seconds an expired row stays before a pass takes it away. A packet that finds an expired row
+/// begins a new flow, so that no row of this age is ever refreshed: what a pass sees expired, stays it.
+pub const GRACE: u32 = 2;
 
 /// What the programs take from the configuration: read-only data, set when they are loaded.
 #[repr(C)]
@@ -257,7 +309,38 @@ pub const HAIRPIN_V6: Addr = Addr([0xfd6e_6574_u32.to_be(), 0x6400_0000_u32.to_b
 /// answer, question. A resolver's one question is none.
 pub const TURNS: u8 = 4;
 
-abi!(FlowKey = 40, Flow = 64, Share = 8, Limits = 28);
+/// What the agent asks the program `amend` to do with the tables of flows, by a test run. It follows the
+/// Ethernet header of the run's frame; [`FlowKey`]s follow it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Order {
+    /// [`order`].
+    pub what: u32,
+    /// Number of keys, at most [`order::MOST_KEYS`].
+    pub keys: u32,
+    /// [`order::ADJUST`]: whose share.
+    pub endpoint: u32,
+    /// Zero.
+    pub pad: u32,
+    /// [`order::ADJUST`]: rows to add to the share.
+    pub rows: i64,
+}
+
+/// Values of [`Order::what`]. The verdict is the number of rows removed.
+pub mod order {
+    /// Remove those of these rows of `ESTABLISHED` that are expired.
+    pub const EXPIRE: u32 = 1;
+    /// Remove these rows from both tables.
+    pub const FORGET: u32 = 2;
+    /// Correct a share.
+    pub const ADJUST: u32 = 3;
+    /// A test run takes a frame of 3.5 kB.
+    pub const MOST_KEYS: u32 = 80;
+    /// Length of the frame's Ethernet header.
+    pub const HEADER: usize = 14;
+}
+
+abi!(FlowKey = 40, Flow = 64, Share = 40, Sweep = 40, Order = 24, Limits = 28);
 
 #[cfg(test)]
 mod tests {

@@ -1,5 +1,7 @@
 //! Program logic. The entry points in `bin/` only call [`pod_egress`], [`pod_ingress`] and [`uplink_in`].
 //!
+//! The agent's own runs over the tables of flows are in [`reclaim`](mod@reclaim).
+//!
 //! A packet is read once into a [`packet::Packet`], tracked and perhaps translated ([`track`], [`balance`];
 //! fragments by way of [`fragment`]), and delivered ([`deliver`]). Each step returns what became of the packet;
 //! nothing drops one on the side.
@@ -22,6 +24,7 @@ mod icmp;
 mod maps;
 mod packet;
 mod pair;
+mod reclaim;
 mod reject;
 mod report;
 mod rewrite;
@@ -36,6 +39,7 @@ use aya_ebpf::programs::TcContext;
 use deliver::Delivery;
 use maps::{Work, work};
 use packet::Parsed;
+pub use reclaim::{Element, amend, census, reclaim};
 
 /// What a stage did with a packet: delivered, or the [`reason`] why not.
 type Outcome = Result<Delivery, u8>;

@@ -17,7 +17,7 @@ mod wire;
 pub use netns::Namespace;
 pub use objects::{Pinned, pinned};
 pub use process::{Process, tail};
-pub use reaper::reap;
+pub use reaper::{helper, reap};
 pub use signals::clean_up_on_signals;
 pub use sweep::{leftovers, sweep};
 pub use wire::Segment;

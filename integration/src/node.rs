@@ -17,6 +17,7 @@ use crate::{binary, wait};
 use anyhow::{Context as _, Result, anyhow, bail};
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -43,6 +44,7 @@ pub struct Node<'lab> {
     config: Mutex<Config>,
     /// Another netd than the one under test.
     other: Mutex<Option<PathBuf>>,
+    overrides: Mutex<BTreeMap<String, String>>,
     agent: Mutex<Option<Process>>,
     runtime: Runtime,
     sandboxes: AtomicU32,
@@ -141,6 +143,7 @@ impl<'lab> Node<'lab> {
             dir,
             config: Mutex::new(config),
             other: Mutex::default(),
+            overrides: Mutex::default(),
             agent: Mutex::new(None),
             runtime,
             sandboxes: AtomicU32::new(0),
@@ -194,6 +197,14 @@ impl<'lab> Node<'lab> {
         change(&mut self.config.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
+    /// Sets a key such as `datapath.flows` over the config file, by the agent's environment; takes effect with
+    /// the next start.
+    pub fn set(&self, key: &str, value: &str) {
+        let variable = format!("NETD_{}", key.to_ascii_uppercase().replace('.', "__"));
+        let mut overrides = self.overrides.lock().unwrap_or_else(PoisonError::into_inner);
+        overrides.insert(variable, value.into());
+    }
+
     /// Writes the config file and gives its path.
     ///
     /// # Errors
@@ -205,13 +216,14 @@ impl<'lab> Node<'lab> {
         Ok(path)
     }
 
-    /// `netd agent --config FILE`, free of this process's own `NETD_` variables.
+    /// `netd agent --config FILE` with what was [`set`](Self::set), free of this process's own `NETD_` variables.
     ///
     /// # Errors
     /// There is no binary.
     pub fn agent_command(&self, config: &Path) -> Result<Command> {
         let mut command = self.binary()?;
         command.arg("agent").arg("--config").arg(config);
+        command.envs(&*self.overrides.lock().unwrap_or_else(PoisonError::into_inner));
         Ok(command)
     }
 

@@ -6,12 +6,14 @@
 //! that TCP does not repair by itself is a failed request.
 
 mod bulk;
+mod crowd;
 mod echo;
 mod frames;
 mod load;
 mod told;
 
 pub use bulk::{Sink, send_bulk};
+pub use crowd::{Crowd, Keeper, flood, hold};
 pub use echo::Echo;
 pub use frames::{Frames, arp_request, eth0_mac, gateway_mac, udp_fragments, udp_frame};
 pub use load::{Load, Style, Tally};

@@ -109,7 +109,7 @@ fn footprint(lab: &Lab, site: &Site<'_>, node: &Node<'_>) -> Result<BTreeMap<Str
         prints.insert(format!("neighbours {family}"), neighbours);
     }
     for object in pinned(&lab.bpffs().join(node.name()))? {
-        if ["POD_BY_IFINDEX", "POD_BY_ADDR", "FRONTENDS"].contains(&object.name.as_str()) {
+        if ["POD_BY_IFINDEX", "POD_BY_ADDR", "SHARES", "FRONTENDS"].contains(&object.name.as_str()) {
             prints.insert(format!("rows of {}", object.name), object.rows()?.len().to_string());
         }
         let pins = prints.entry("pins".into()).or_default();

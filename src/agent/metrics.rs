@@ -88,6 +88,7 @@ impl Collector for Agent {
         paths(&state, &mut encoder)?;
         flow_events(&state, &mut encoder)?;
         table_rows(&state, &mut encoder)?;
+        passes(&state, &mut encoder)?;
         let mut restarts = encoder.encode_descriptor(
             "task_restarts",
             "Times a task was started again",
@@ -122,6 +123,26 @@ fn drops(state: &State, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     for (stage, reason, Count { packets, .. }) in state.datapath.drop_totals().unwrap_or_default() {
         let labels = DropLabels { stage: stage_name(stage), reason: reason_name(reason).0 };
         ConstCounter::new(packets).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+/// How the passes over the tables of flows go.
+fn passes(state: &State, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let totals = state.reclaimed.totals();
+    for (name, help, count) in [
+        ("reclaim_passes", "Passes over the tables of flows", totals.passes),
+        ("reclaim_shares_corrected", "Times that a pod's share of the flows was off", totals.corrected),
+    ] {
+        let counter = ConstCounter::new(count);
+        counter.encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
+    }
+    for (name, help, time) in [
+        ("reclaim_last_pass_seconds", "Length of the last pass over the tables of flows", totals.last),
+        ("reclaim_worst_slice_seconds", "Longest stretch of a pass without a pause", totals.worst_slice),
+    ] {
+        let gauge = ConstGauge::new(time.as_secs_f64());
+        gauge.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
     }
     Ok(())
 }

@@ -132,6 +132,10 @@ impl Plumbing for Kernel {
         (!reasons.is_empty()).then(|| reasons.join("; "))
     }
 
+    fn capacity(&self) -> usize {
+        self.datapath.config().pods as usize
+    }
+
     fn host_name(&self, attachment: &Attachment) -> String {
         pod::host_name(&attachment.container_id, &attachment.ifname)
     }

@@ -5,6 +5,7 @@ use super::monitor::{Monitor, drop_event};
 use super::plumbing::Kernel;
 use super::questions::Book;
 use super::ready::Readiness;
+use super::reclaim::Reclaimed;
 use super::requests::Requests;
 use super::tasks::Tasks;
 use crate::cni::server::Server;
@@ -42,6 +43,7 @@ pub(super) struct State {
     pub(super) requests: Arc<Requests>,
     /// The newest [`Book`], and what it is of.
     pub(super) book: Mutex<Option<(Edition, Arc<Book>)>>,
+    pub(super) reclaimed: Reclaimed,
     pub(super) announced: AtomicBool,
 }
 

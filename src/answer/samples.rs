@@ -8,8 +8,8 @@ use super::services::{
     Backend, BackendState, Frontend, Port, Service, Services, Shown, State as ServiceState,
 };
 use super::status::{
-    Addresses, Datapath, Level, Network, Part, Problem, Range, Requests, Runtime, Services as ServiceStatus,
-    Source, Status, Table, Task,
+    Addresses, Datapath, Level, Network, Part, Problem, Range, Reclaim, Refused, Requests, Runtime,
+    Services as ServiceStatus, Source, Status, Table, Task,
 };
 use crate::model::report;
 use std::collections::BTreeMap;
@@ -91,6 +91,24 @@ pub(crate) fn status() -> Status {
             schema: 2,
             packets: map([("drop", 3), ("neighbor", 2_000), ("peer", 5_000), ("stack", 12)]),
             flow_events: map([("opened", 900), ("promoted", 640)]),
+            reclaim: Reclaim {
+                by: "batch".to_owned(),
+                because: Some("this kernel does not tell its types (BTF)".to_owned()),
+                passes: 60,
+                removed: 31,
+                corrected: 0,
+                ownerless: 2,
+                last_us: 31_000,
+                worst_slice_us: 900,
+            },
+            refused: vec![Refused {
+                endpoint: 17,
+                pod: Some("shop/web-0".to_owned()),
+                rows: 65_536,
+                share_used_up: 12,
+                table_full: 0,
+                now: false,
+            }],
         },
         tables: vec![
             table("frontends", "frontends", Some(640), 65_536),

@@ -191,6 +191,56 @@ pub struct Datapath {
     pub packets: BTreeMap<String, u64>,
     /// What became of flows' rows, since the tables were made.
     pub flow_events: BTreeMap<String, u64>,
+    /// Passes over the tables of flows, which take expired rows away.
+    pub reclaim: Reclaim,
+    /// Pods that were refused places among the established, those with the most refusals first.
+    pub refused: Vec<Refused>,
+}
+
+/// Passes over the tables of flows, since the agent began.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reclaim {
+    /// `iterator`: by the kernel's map iterator; `batch`: by reading the tables.
+    pub by: String,
+    /// Why there is no iterator.
+    pub because: Option<String>,
+    /// Passes made.
+    pub passes: u64,
+    /// Expired rows that they removed.
+    pub removed: u64,
+    /// Shares of pods that were found off and corrected.
+    pub corrected: u64,
+    /// Rows of pods that are gone, at the last pass.
+    pub ownerless: u64,
+    /// Length of the last pass.
+    pub last_us: u64,
+    /// The longest stretch of any pass without a pause.
+    pub worst_slice_us: u64,
+}
+
+/// Flows of a pod that can be pushed out by new ones although they are conversations, since the agent began.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// Number of the pod's attachment.
+    pub endpoint: u32,
+    /// Namespace and name, if it is known.
+    pub pod: Option<String>,
+    /// Rows that it holds.
+    pub rows: u64,
+    /// Flows refused because its share is used up.
+    pub share_used_up: u64,
+    /// Flows refused because the table is full.
+    pub table_full: u64,
+    /// Some of them within the last minute.
+    pub now: bool,
+}
+
+impl Refused {
+    /// True if there was any.
+    #[must_use]
+    pub const fn any(&self) -> bool {
+        self.share_used_up > 0 || self.table_full > 0
+    }
 }
 
 /// How full a table is.

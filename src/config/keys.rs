@@ -58,7 +58,16 @@ pub(super) fn keys(config: &Config) -> Vec<Key> {
         backends,
         slots,
         pods,
+        timeouts,
     } = datapath;
+    let datapath::config::Timeouts {
+        tcp_established,
+        tcp_opening,
+        tcp_half_closed,
+        tcp_closed,
+        one_way,
+        two_way,
+    } = timeouts;
     let directory::config::Config { path } = directory;
     let telemetry::config::Config { filter, format } = telemetry;
     let key = |path, value: Value, effect| Key { path, value, effect };
@@ -87,6 +96,12 @@ pub(super) fn keys(config: &Config) -> Vec<Key> {
         key("datapath.backends", (*backends).into(), Restart),
         key("datapath.slots", (*slots).into(), Restart),
         key("datapath.pods", (*pods).into(), Restart),
+        key("datapath.timeouts.tcp_established", duration::format(*tcp_established).into(), Restart),
+        key("datapath.timeouts.tcp_opening", duration::format(*tcp_opening).into(), Restart),
+        key("datapath.timeouts.tcp_half_closed", duration::format(*tcp_half_closed).into(), Restart),
+        key("datapath.timeouts.tcp_closed", duration::format(*tcp_closed).into(), Restart),
+        key("datapath.timeouts.one_way", duration::format(*one_way).into(), Restart),
+        key("datapath.timeouts.two_way", duration::format(*two_way).into(), Restart),
         key("agent.drain", duration::format(*drain).into(), Restart),
         key(
             "metrics.listen",

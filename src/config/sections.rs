@@ -142,16 +142,56 @@ fn network(s: &mut Section<'_, '_>) -> net::config::Config {
 }
 
 fn datapath(s: &mut Section<'_, '_>) -> datapath::config::Config {
+    let bpffs = value(s, "bpffs", &PATH, "/sys/fs/bpf/netd".into());
+    let (flows, flows_per_pod) = flows(s);
     datapath::config::Config {
-        bpffs: value(s, "bpffs", &PATH, "/sys/fs/bpf/netd".into()),
-        flows: size(s, "flows", 262_144, 1_024..=16_777_216),
-        flows_per_pod: size(s, "flows_per_pod", 65_536, 2..=16_777_216),
+        bpffs,
+        flows,
+        flows_per_pod,
         nursery: size(s, "nursery", 131_072, 1_024..=16_777_216),
         affinity: size(s, "affinity", 65_536, 64..=16_777_216),
         frontends: size(s, "frontends", 65_536, 64..=4_194_304),
         backends: size(s, "backends", 65_536, 64..=4_194_304),
         slots: size(s, "slots", 262_144, 128..=16_777_216),
         pods: size(s, "pods", 1_024, 1..=65_536),
+        timeouts: s.section("timeouts", timeouts),
+    }
+}
+
+/// The table of established flows, and a pod's share of it.
+fn flows(s: &mut Section<'_, '_>) -> (u32, u32) {
+    let range = 1_024..=16_777_216;
+    let table = s.scalar("flows", &NUMBER);
+    if let Some(Located { value, at }) = table {
+        check(s, "flows", at, within(value, &range, plain));
+    }
+    let flows = table.as_ref().map_or(262_144, |table| table.value);
+    let Some(Located { value: share, at }) = s.scalar("flows_per_pod", &NUMBER) else {
+        return (flows, (flows / 4).max(2));
+    };
+    check(s, "flows_per_pod", at, within(share, &(2..=*range.end()), plain));
+    if range.contains(&flows) && range.contains(&share) && share > flows {
+        let message = format!("`{}` is more than the whole table", s.full("flows_per_pod"));
+        let label = format!("must be at most {flows}");
+        match table {
+            Some(table) => s.reader().conflict(at, message, &label, table.at, "the table"),
+            None => s.reader().problem(at, message, format!("{label}, the default of `datapath.flows`")),
+        }
+    }
+    (flows, share)
+}
+
+/// A row's age is counted in seconds, in 31 bits.
+fn timeouts(s: &mut Section<'_, '_>) -> datapath::config::Timeouts {
+    let default = datapath::config::Timeouts::default();
+    let mut time = |key: &'static str, default: Duration| span(s, key, default.as_secs(), 1..=30 * 86_400);
+    datapath::config::Timeouts {
+        tcp_established: time("tcp_established", default.tcp_established),
+        tcp_opening: time("tcp_opening", default.tcp_opening),
+        tcp_half_closed: time("tcp_half_closed", default.tcp_half_closed),
+        tcp_closed: time("tcp_closed", default.tcp_closed),
+        one_way: time("one_way", default.one_way),
+        two_way: time("two_way", default.two_way),
     }
 }
 

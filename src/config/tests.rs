@@ -213,6 +213,11 @@ fn bad_values_are_refused_with_what_to_write_instead() {
         ("node: {name: Node_1}", "`a`-`z`"),
         ("node: {name: Node-1}", "lower case: `node-1`"),
         ("datapath: {flows: 5}", "must be 1024 to 16777216"),
+        ("datapath: {flows: 2048, flows_per_pod: 2049}", "must be at most 2048"),
+        ("datapath: {flows_per_pod: 300000}", "at most 262144, the default of `datapath.flows`"),
+        ("datapath: {flows_per_pod: 1}", "must be 2 to 16777216"),
+        ("datapath: {timeouts: {one_way: 0s}}", "must be 1s to 720h"),
+        ("datapath: {timeouts: {tcp: 1m}}", "keys of `datapath.timeouts`: tcp_established"),
     ];
     for (text, expected) in cases {
         let found = errors(text);
@@ -220,6 +225,37 @@ fn bad_values_are_refused_with_what_to_write_instead() {
         assert!(found.contains("--> /etc/netd/netd.yaml:1:"), "{text}\n{found}");
         assert!(found.ends_with("\n1 error in the configuration"), "{text}\n{found}");
     }
+}
+
+#[test]
+fn a_pods_share_is_a_quarter_of_the_table_unless_it_is_set() {
+    let of = |text: &str| load(text).config.datapath;
+    assert_eq!(of("").flows_per_pod, 65_536);
+    assert_eq!(of("datapath: {flows: 16384}").flows_per_pod, 4_096);
+    assert_eq!(of("datapath: {flows: 16384, flows_per_pod: 16384}").limits().rows_per_pod, 16_384);
+    insta::assert_snapshot!(errors("datapath:\n  flows: 4096\n  flows_per_pod: 8192\n"), @r"
+    error: `datapath.flows_per_pod` is more than the whole table
+     --> /etc/netd/netd.yaml:3:18
+      |
+    3 |   flows_per_pod: 8192
+      |                  ^^^^ must be at most 4096
+     ::: /etc/netd/netd.yaml:2:10
+      |
+    2 |   flows: 4096
+      |          ---- the table
+
+    1 error in the configuration
+    ");
+}
+
+#[test]
+fn timeouts_are_whole_seconds() {
+    let limits = |text: &str| load(text).config.datapath.limits();
+    assert_eq!(limits(""), netd_bpf::flow::Limits::DEFAULT);
+    let set = "datapath: {timeouts: {tcp_established: 6h, tcp_closed: 1500ms, two_way: 1m30s}}";
+    let limits = limits(set);
+    assert_eq!((limits.tcp_established, limits.tcp_closed, limits.two_way), (21_600, 2, 90));
+    assert_eq!(limits.one_way, netd_bpf::flow::Limits::DEFAULT.one_way);
 }
 
 #[test]
@@ -293,7 +329,8 @@ fn what_is_adopted_is_what_was_said_to_apply_at_once() {
         cni: {install: false, bin_dir: /b, conf_dir: /c, conf_name: x.conflist, sync_wait: 1s}\n\
         ipam: {pod_cidrs: [10.0.0.0/24], draining: [10.0.1.0/24], cool_down: 1s}\n\
         network: {uplinks: [eth0], mtu: 1400, node_routes: false}\n\
-        datapath: {bpffs: /f, flows: 2048, flows_per_pod: 9, nursery: 2048, affinity: 64, frontends: 64, backends: 64, slots: 128, pods: 1}\n\
+        datapath: {bpffs: /f, flows: 2048, flows_per_pod: 9, nursery: 2048, affinity: 64, frontends: 64, backends: 64, slots: 128, pods: 1,\
+          timeouts: {tcp_established: 1s, tcp_opening: 1s, tcp_half_closed: 1s, tcp_closed: 1s, one_way: 1s, two_way: 1s}}\n\
         agent: {drain: 1s}\nmetrics: {listen: \"127.0.0.1:1\"}\nlog: {filter: debug, format: json}\n";
     let new = load(everything).config;
     let changes = diff(&old, &new);

@@ -2,6 +2,7 @@
 
 use netd_bpf::flow::Limits;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Validated: sizes are within what one map may hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,7 +12,7 @@ pub struct Config {
     pub bpffs: PathBuf,
     /// Rows of the table of established flows, which nothing evicts. Default 262 144.
     pub flows: u32,
-    /// Rows of it that one pod may hold; a flow through a Service takes two. Default 65 536.
+    /// Rows of it that one pod may hold, at most all; a flow through a Service takes two. Default: a quarter.
     pub flows_per_pod: u32,
     /// Rows of the table of new flows, where the newest evict the oldest. Default 131 072.
     pub nursery: u32,
@@ -25,12 +26,60 @@ pub struct Config {
     pub slots: u32,
     /// Pods of this node. Default 1 024.
     pub pods: u32,
+    /// How long flows are remembered.
+    pub timeouts: Timeouts,
+}
+
+/// How long a flow may be idle before it is forgotten, by protocol and state. Whole seconds; what is less
+/// counts as one. Defaults: [`Limits::DEFAULT`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// TCP, open.
+    pub tcp_established: Duration,
+    /// TCP, until the handshake is complete.
+    pub tcp_opening: Duration,
+    /// TCP, after a FIN from one end.
+    pub tcp_half_closed: Duration,
+    /// TCP, after a FIN from both ends or a RST.
+    pub tcp_closed: Duration,
+    /// Everything else, until it is answered.
+    pub one_way: Duration,
+    /// Everything else, once it was answered.
+    pub two_way: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        let seconds = |seconds: u32| Duration::from_secs(seconds.into());
+        let limits = Limits::DEFAULT;
+        Self {
+            tcp_established: seconds(limits.tcp_established),
+            tcp_opening: seconds(limits.tcp_opening),
+            tcp_half_closed: seconds(limits.tcp_half_closed),
+            tcp_closed: seconds(limits.tcp_closed),
+            one_way: seconds(limits.one_way),
+            two_way: seconds(limits.two_way),
+        }
+    }
 }
 
 impl Config {
     /// What the programs take from it.
     #[must_use]
     pub fn limits(&self) -> Limits {
-        Limits { rows_per_pod: self.flows_per_pod, ..Limits::DEFAULT }
+        let seconds = |time: Duration| {
+            let whole = time.as_secs() + u64::from(time.subsec_nanos() > 0);
+            u32::try_from(whole).unwrap_or(u32::MAX)
+        };
+        let times = self.timeouts;
+        Limits {
+            rows_per_pod: self.flows_per_pod,
+            tcp_established: seconds(times.tcp_established),
+            tcp_opening: seconds(times.tcp_opening),
+            tcp_half_closed: seconds(times.tcp_half_closed),
+            tcp_closed: seconds(times.tcp_closed),
+            one_way: seconds(times.one_way),
+            two_way: seconds(times.two_way),
+        }
     }
 }

@@ -58,6 +58,16 @@ pub enum Error {
         /// Its name.
         name: String,
     },
+    /// A table has no room for another row; what stands in it is not touched.
+    #[error("the table {map} is full: all its {limit} rows are in use ({key})")]
+    Full {
+        /// Name of the map.
+        map: &'static str,
+        /// Its rows.
+        limit: u32,
+        /// The key of the configuration that sets its size.
+        key: &'static str,
+    },
     /// A map operation failed.
     #[error("BPF map {map}")]
     Map {
@@ -163,6 +173,23 @@ impl Error {
     /// For `map_err` on map operations.
     pub(super) fn map(map: &'static str) -> impl Fn(aya::maps::MapError) -> Self {
         move |source| Self::Map { map, source: Box::new(source) }
+    }
+
+    /// For `map_err` on making a row, with the size of the map and the key that sets it.
+    pub(super) fn room(
+        map: &'static str,
+        limit: u32,
+        key: &'static str,
+    ) -> impl Fn(aya::maps::MapError) -> Self {
+        move |source| match &source {
+            // What hash tables say (kernel/bpf/hashtab.c).
+            aya::maps::MapError::SyscallError(error)
+                if error.io_error.raw_os_error() == Some(libc::E2BIG) =>
+            {
+                Self::Full { map, limit, key }
+            }
+            _ => Self::map(map)(source),
+        }
     }
 
     /// For `map_err` on program operations.

@@ -1,9 +1,12 @@
-//! Flows: both tables as one, the shares of pods, the counters.
+//! Flows: both tables as one, the shares of pods, the counters, and orders to the program that changes them.
 
 use super::pods::absent_is_fine;
-use super::{Datapath, Error, locked};
+use super::{Datapath, Error, batch, locked};
 use aya::maps::MapError;
-use netd_bpf::flow::{Flow, FlowKey, Share, flow_count};
+use aya::programs::{TestRun, TestRunOptions};
+use netd_bpf::flow::{Flow, FlowKey, Order, Share, flow_count, order};
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
 /// `BPF_NOEXIST` of `bpf(2)`: make the row, never replace one.
 const NOEXIST: u64 = 1;
@@ -37,13 +40,25 @@ impl Datapath {
         Ok(rows)
     }
 
-    /// Forgets a flow; one that is not there is no error.
+    /// Forgets a row; one that is not there is no error.
     ///
     /// # Errors
     /// The kernel refuses.
     pub fn remove_flow(&self, key: &FlowKey) -> Result<(), Error> {
-        absent_is_fine(locked(&self.established).remove(key), "ESTABLISHED")?;
-        absent_is_fine(locked(&self.nursery).remove(key), "NURSERY")
+        self.remove_flows(std::slice::from_ref(key)).map(drop)
+    }
+
+    /// Forgets rows, and gives them back to their pods' shares; those that are not there are no error. Gives
+    /// how many were.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn remove_flows(&self, keys: &[FlowKey]) -> Result<u64, Error> {
+        let mut removed = 0;
+        for keys in keys.chunks(order::MOST_KEYS as usize) {
+            removed += u64::from(self.amend(&Order { what: order::FORGET, ..Order::default() }, keys)?);
+        }
+        Ok(removed)
     }
 
     /// How often each thing happened to flows, by [`flow_count`].
@@ -65,10 +80,23 @@ impl Datapath {
     /// The kernel refuses.
     pub fn share(&self, endpoint: u32) -> Result<Option<u64>, Error> {
         match locked(&self.shares).get(&endpoint, 0) {
-            Ok(share) => Ok(Some(share.rows)),
+            Ok(share) => Ok(Some(share.rows().try_into().unwrap_or_default())),
             Err(MapError::KeyNotFound) => Ok(None),
             Err(error) => Err(Error::map("SHARES")(error)),
         }
+    }
+
+    /// All shares, by endpoint.
+    ///
+    /// # Errors
+    /// The kernel refuses the walk.
+    pub fn shares(&self) -> Result<BTreeMap<u32, Share>, Error> {
+        let mut shares = BTreeMap::new();
+        batch::visit("SHARES", &self.pins.map("SHARES"), None, |endpoints: &[u32], rows: &[Share]| {
+            shares.extend(endpoints.iter().copied().zip(rows.iter().copied()));
+            ControlFlow::Continue(())
+        })?;
+        Ok(shares)
     }
 
     /// Gives a pod a share of the established, unless it has one.
@@ -79,7 +107,29 @@ impl Datapath {
             {
                 Ok(())
             }
-            other => other.map_err(Error::map("SHARES")),
+            other => other.map_err(self.no_room("SHARES")),
         }
     }
+    pub(super) fn close_share(&self, endpoint: u32) -> Result<(), Error> {
+        absent_is_fine(locked(&self.shares).remove(&endpoint), "SHARES")
+    }
+
+    /// Has the program `amend` carry out an order about at most [`order::MOST_KEYS`] rows; how many it removed.
+    pub(super) fn amend(&self, order: &Order, keys: &[FlowKey]) -> Result<u32, Error> {
+        // An EtherType for experiments (IEEE 802), which nobody looks into.
+        let mut frame = [&[0; order::HEADER - 2][..], &0x88b5_u16.to_be_bytes()].concat();
+        let count = u32::try_from(keys.len()).unwrap_or(u32::MAX).min(order::MOST_KEYS);
+        frame.extend_from_slice(bytes_of(&[Order { keys: count, ..*order }]));
+        frame.extend_from_slice(bytes_of(keys));
+        let options = TestRunOptions { data_in: Some(&frame), ..TestRunOptions::default() };
+        let ran = self.amend.test_run(options).map_err(Error::program("run", "amend"))?;
+        Ok(ran.return_value)
+    }
+}
+
+/// Plain data as the programs read it.
+#[expect(unsafe_code, reason = "C structs become a frame")]
+fn bytes_of<T: aya::Pod>(values: &[T]) -> &[u8] {
+    // SAFETY: `Pod` is plain data; ABI types have no implicit padding (their sizes are asserted).
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
 }

@@ -21,6 +21,13 @@ static OBJECTS: [(&str, &[u8]); 2] = [
 #[cfg(netd_bpf_stub)]
 static OBJECTS: [(&str, &[u8]); 0] = [];
 
+/// The object of the programs that the agent runs itself.
+const RECLAIM: &str = "reclaim";
+#[cfg(not(netd_bpf_stub))]
+static RECLAIM_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/reclaim.o"));
+#[cfg(netd_bpf_stub)]
+static RECLAIM_OBJECT: &[u8] = &[];
+
 /// Names of the programs, which the kernel tells for filters too.
 pub(super) const PROGRAMS: [&str; 3] = ["pod_egress", "pod_ingress", "uplink_in"];
 
@@ -120,24 +127,7 @@ pub(super) fn load(config: &Config, pins: &Pins, beside: &Beside) -> Result<Load
     let mut maps = Vec::new();
     let mut objects = Vec::new();
     for (object, bytes) in OBJECTS {
-        let mut loader = EbpfLoader::new();
-        let (limits, mode) = (config.limits(), beside.mode());
-        loader
-            .override_global("EXPLAIN_SECRET", &secret[..], true)
-            .override_global("LIMITS", &limits, true)
-            .override_global("BESIDE", &mode, true);
-        for shape in shapes(config) {
-            loader.map_max_entries(shape.name, shape.entries);
-            loader.map_pin_path(shape.name, pins.map(shape.name));
-        }
-        for name in UNSIZED {
-            loader.map_pin_path(name, pins.map(name));
-        }
-        for (name, path) in beside.tables() {
-            loader.map_pin_path(name, path);
-        }
-        let mut ebpf =
-            loader.load(bytes).map_err(|source| Error::Load { object, source: Box::new(source) })?;
+        let mut ebpf = open((object, bytes), config, pins, beside, &secret)?;
         let names: Vec<String> = ebpf.maps().map(|(name, _)| name.to_owned()).collect();
         for name in names {
             if let Some(taken) = ebpf.take_map(&name) {
@@ -152,6 +142,44 @@ pub(super) fn load(config: &Config, pins: &Pins, beside: &Beside) -> Result<Load
         uplink_in: program(&mut objects, pins, "uplink_in")?,
     };
     Ok(Loaded { programs, secret, maps })
+}
+
+/// Loads the object of the agent's own programs over the same maps, but not its iterators yet; gives the
+/// program `amend` too.
+pub(super) fn load_own(config: &Config, pins: &Pins) -> Result<(Ebpf, SchedClassifier), Error> {
+    let object = open((RECLAIM, RECLAIM_OBJECT), config, pins, &Beside::Alone, &[0; EXPLAIN_WORDS])?;
+    let mut objects = [object];
+    let amend = program(&mut objects, pins, "amend")?;
+    let [object] = objects;
+    Ok((object, amend))
+}
+
+fn open(
+    (object, bytes): (&'static str, &[u8]),
+    config: &Config,
+    pins: &Pins,
+    beside: &Beside,
+    secret: &[u32; EXPLAIN_WORDS],
+) -> Result<Ebpf, Error> {
+    let mut loader = EbpfLoader::new();
+    let (limits, mode) = (config.limits(), beside.mode());
+    // Those of the agent alone need the limits only.
+    let all = object != RECLAIM;
+    loader
+        .override_global("EXPLAIN_SECRET", &secret[..], all)
+        .override_global("LIMITS", &limits, true)
+        .override_global("BESIDE", &mode, all);
+    for shape in shapes(config) {
+        loader.map_max_entries(shape.name, shape.entries);
+        loader.map_pin_path(shape.name, pins.map(shape.name));
+    }
+    for name in UNSIZED {
+        loader.map_pin_path(name, pins.map(name));
+    }
+    for (name, path) in beside.tables() {
+        loader.map_pin_path(name, path);
+    }
+    loader.load(bytes).map_err(|source| Error::Load { object, source: Box::new(source) })
 }
 
 /// Takes a program out of whichever object has it, loads it and pins it in place of an older one.

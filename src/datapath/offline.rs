@@ -5,6 +5,7 @@ use super::pin::Pins;
 use super::pods::{absent_is_fine, addresses};
 use aya::maps::{HashMap, MapData, MapError};
 use netd_bpf::Addr;
+use netd_bpf::flow::Share;
 use netd_bpf::pod::Pod;
 use std::net::IpAddr;
 use std::path::Path;
@@ -18,7 +19,7 @@ pub fn remove_pod_offline(bpffs: &Path, ifindex: Option<u32>, ips: &[IpAddr]) ->
     // An agent that died while it moved the maps has left two sets in use; their tables of pods are alike.
     for pins in [Pins::current(bpffs), Pins::schema1(bpffs), Pins::next(bpffs)] {
         if let (Some(by_addr), Some(by_ifindex)) = (pins.hash("POD_BY_ADDR")?, pins.hash("POD_BY_IFINDEX")?) {
-            remove(by_addr, by_ifindex, ifindex, ips)?;
+            remove(by_addr, by_ifindex, pins.hash("SHARES")?, ifindex, ips)?;
         }
     }
     Ok(())
@@ -27,6 +28,7 @@ pub fn remove_pod_offline(bpffs: &Path, ifindex: Option<u32>, ips: &[IpAddr]) ->
 fn remove(
     mut by_addr: HashMap<MapData, Addr, Pod>,
     mut by_ifindex: HashMap<MapData, u32, Pod>,
+    mut shares: Option<HashMap<MapData, u32, Share>>,
     ifindex: Option<u32>,
     ips: &[IpAddr],
 ) -> Result<(), Error> {
@@ -42,6 +44,10 @@ fn remove(
     for ifindex in interfaces {
         if let Ok(pod) = by_ifindex.get(&ifindex, 0) {
             doomed.extend(addresses(&pod));
+            // Schema 1 has none.
+            if let Some(shares) = &mut shares {
+                absent_is_fine(shares.remove(&pod.endpoint), "SHARES")?;
+            }
         }
         absent_is_fine(by_ifindex.remove(&ifindex), "POD_BY_IFINDEX")?;
     }

@@ -16,8 +16,9 @@ use super::migrate::Move;
 use super::migrate::sizes::{self, Rows};
 use super::object::{self, Beside, Loaded};
 use super::pin::{Pins, refuse_newer};
+use super::reclaim::{Means, Reclaimer};
 use super::{Datapath, Error, attach, mount, shape};
-use aya::maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, RingBuf};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuHashMap, RingBuf};
 use netd_bpf::schema1;
 use std::sync::{Mutex, RwLock};
 
@@ -60,6 +61,9 @@ pub struct Kept {
     pub why: String,
 }
 
+/// The map that the agent's own programs have for themselves.
+const SWEEPS: &str = "SWEEPS";
+
 pub(super) fn open(config: &Config) -> Result<(Datapath, OpenReport), Error> {
     if !object::embedded() {
         return Err(Error::NoPrograms);
@@ -73,6 +77,8 @@ pub(super) fn open(config: &Config) -> Result<(Datapath, OpenReport), Error> {
     pins.create()?;
     let mut loaded = object::load(&config, &pins, &Beside::Alone)?;
     tidy_up(&config, &pins, &mut loaded)?;
+    // A table that kept a smaller size is not one pod's alone.
+    config.flows_per_pod = config.flows_per_pod.min(config.flows);
     assemble(config, pins, loaded).map(|datapath| (datapath, report))
 }
 
@@ -130,7 +136,16 @@ fn tidy_up(config: &Config, pins: &Pins, loaded: &mut Loaded) -> Result<(), Erro
 }
 
 fn assemble(config: Config, pins: Pins, mut loaded: Loaded) -> Result<Datapath, Error> {
+    let (mut own, amend) = object::load_own(&config, &pins)?;
+    let sweeps =
+        own.take_map(SWEEPS).ok_or_else(|| Error::Missing { kind: "map", name: SWEEPS.to_owned() })?;
+    let sweeps = Array::try_from(sweeps).map_err(Error::map(SWEEPS))?;
+    let pinned = |name| MapData::from_pin(pins.map(name)).map_err(Error::map(name));
     Ok(Datapath {
+        means: Means::find(&mut own, &pinned("ESTABLISHED")?, &pinned("NURSERY")?),
+        reclaimer: Mutex::new(Reclaimer::new(sweeps)),
+        counted: Mutex::default(),
+        amend,
         pod_by_ifindex: Mutex::new(loaded.take("POD_BY_IFINDEX", HashMap::try_from)?),
         pod_by_addr: Mutex::new(loaded.take("POD_BY_ADDR", HashMap::try_from)?),
         frontends: Mutex::new(loaded.take("FRONTENDS", HashMap::try_from)?),

@@ -21,9 +21,15 @@ impl Datapath {
     fn write_pod(&self, pod: &Pod) -> Result<(), Error> {
         self.open_share(pod.endpoint)?;
         for addr in addresses(pod) {
-            locked(&self.pod_by_addr).insert(addr, pod, 0).map_err(Error::map("POD_BY_ADDR"))?;
+            locked(&self.pod_by_addr).insert(addr, pod, 0).map_err(self.no_room("POD_BY_ADDR"))?;
         }
-        locked(&self.pod_by_ifindex).insert(pod.ifindex, pod, 0).map_err(Error::map("POD_BY_IFINDEX"))
+        locked(&self.pod_by_ifindex).insert(pod.ifindex, pod, 0).map_err(self.no_room("POD_BY_IFINDEX"))
+    }
+
+    /// For `map_err` on making a row of a pod.
+    pub(super) fn no_room(&self, map: &'static str) -> impl Fn(MapError) -> Error {
+        let rows = if map == "POD_BY_ADDR" { 2 * self.config.pods } else { self.config.pods };
+        Error::room(map, rows, "datapath.pods")
     }
 
     /// Removes a pod's rows, those by address only while they are this pod's. Rows that are not there are no
@@ -33,7 +39,7 @@ impl Datapath {
     /// The kernel refuses.
     pub fn remove_pod(&self, pod: &Pod) -> Result<(), Error> {
         absent_is_fine(locked(&self.pod_by_ifindex).remove(&pod.ifindex), "POD_BY_IFINDEX")?;
-        absent_is_fine(locked(&self.shares).remove(&pod.endpoint), "SHARES")?;
+        self.close_share(pod.endpoint)?;
         self.forget_drops(pod.endpoint)?;
         let mut by_addr = locked(&self.pod_by_addr);
         for addr in addresses(pod) {

@@ -87,7 +87,8 @@ impl Datapath {
     /// The table is full.
     pub fn set_frontend(&self, key: &FrontendKey, frontend: &Frontend) -> Result<(), Error> {
         let sealed = Frontend { seal: seal(key, frontend), ..*frontend };
-        locked(&self.frontends).insert(key, sealed, 0).map_err(Error::map("FRONTENDS"))
+        let no_room = Error::room("FRONTENDS", self.config.frontends, "datapath.frontends");
+        locked(&self.frontends).insert(key, sealed, 0).map_err(no_room)
     }
 
     /// Removes a frontend; one that is not there is no error.

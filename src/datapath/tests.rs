@@ -30,6 +30,8 @@ mod programs;
 #[cfg(not(netd_bpf_stub))]
 mod protocols;
 #[cfg(not(netd_bpf_stub))]
+mod reclaim;
+#[cfg(not(netd_bpf_stub))]
 mod reject;
 #[cfg(not(netd_bpf_stub))]
 pub(crate) mod rig;
@@ -42,7 +44,7 @@ mod verifier;
 #[cfg(netd_bpf_stub)]
 #[test]
 fn a_build_without_programs_says_so() {
-    use super::config::Config;
+    use super::config::{Config, Timeouts};
     use super::{Datapath, Error};
 
     let bpffs = "/nowhere".into();
@@ -56,6 +58,7 @@ fn a_build_without_programs_says_so() {
         backends: 1,
         slots: 1,
         pods: 1,
+        timeouts: Timeouts::default(),
     };
     let error = Datapath::open(&config).map(drop).expect_err("there is nothing to load");
     assert!(matches!(error, Error::NoPrograms));

@@ -9,7 +9,7 @@ use super::rewrite::Translation;
 use super::sum::Summing;
 use crate::Addr;
 use crate::event::{Count, DropKey, path};
-use crate::flow::{Flow, FlowKey, Limits, Share, flow_count};
+use crate::flow::{Flow, FlowKey, Limits, Share, Sweep, flow_count, sweep};
 use crate::fragment::{
     DATAGRAMS, Datagram, FragmentKey, HELD_BYTES, HELD_GROUPS, HELD_SLOTS, HeldFrame, HeldRing,
 };
@@ -37,6 +37,9 @@ pub(super) static NURSERY: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entr
 pub(super) static ESTABLISHED: HashMap<FlowKey, Flow> = HashMap::with_max_entries(262_144, 0);
 #[map]
 pub(super) static SHARES: HashMap<u32, Share> = HashMap::with_max_entries(1024, 0);
+/// The agent's passes over the tables of flows; its own, not pinned.
+#[map]
+pub(super) static SWEEPS: Array<Sweep> = Array::with_max_entries(sweep::COUNT, 0);
 #[map]
 pub(super) static FLOW_COUNTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(flow_count::COUNT, 0);
 #[map]

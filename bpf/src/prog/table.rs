@@ -7,9 +7,11 @@
 use super::{beside, maps};
 use crate::flow::{Flow, FlowKey, Limits, flow_count};
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
-use core::intrinsics::{AtomicOrdering, atomic_xadd, atomic_xsub};
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
 const BPF_NOEXIST: u64 = 1;
+/// `-EEXIST`.
+const EXISTS: i32 = -17;
 
 /// Seconds since boot.
 #[inline(always)]
@@ -60,13 +62,17 @@ pub(super) fn opened(rows: u64) {
 /// Writes a row among the established and takes it out of the nursery.
 #[inline(always)]
 pub(super) fn promote(key: &FlowKey, flow: &Flow) -> Result<(), i32> {
-    maps::ESTABLISHED.insert(key, flow, BPF_NOEXIST)?;
+    match maps::ESTABLISHED.insert(key, flow, BPF_NOEXIST) {
+        Ok(()) => {}
+        // Another CPU, with a packet of the other direction, was faster.
+        Err(EXISTS) => return Ok(()),
+        Err(error) => return Err(error),
+    }
     // Not there: evicted just now.
     maps::NURSERY.remove(key).ok();
     if let Some(share) = maps::SHARES.get_ptr_mut(flow.owner) {
-        // SAFETY: an aligned counter in a map value; the result is not used (see the relaxed rule of the
-        // BPF back-end, which gives no fetching add for it).
-        unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(&raw mut (*share).rows, 1) };
+        // SAFETY: a counter in a map value.
+        unsafe { add(&raw mut (*share).taken, 1) };
     }
     count(flow_count::PROMOTED, 1);
     Ok(())
@@ -74,24 +80,41 @@ pub(super) fn promote(key: &FlowKey, flow: &Flow) -> Result<(), i32> {
 
 /// True if the owner's share has room for so many rows more. A pod that is gone has no share.
 #[inline(always)]
-pub(super) fn share_has_room(owner: u32, rows: u64) -> bool {
+pub(super) fn share_has_room(owner: u32, rows: i64) -> bool {
     // SAFETY: read within this run.
     unsafe { maps::SHARES.get(owner) }
-        .is_some_and(|share| share.rows + rows <= u64::from(limits().rows_per_pod))
+        .is_some_and(|share| share.rows() + rows <= i64::from(limits().rows_per_pod))
 }
 
-/// Takes a row out of the established; `why` is the counter that tells the reason.
+/// Counts a flow that is not promoted, for all ([`flow_count`]) and for its owner.
 #[inline(always)]
-pub(super) fn leave_established(key: &FlowKey, owner: u32, why: u32) {
+pub(super) fn refused(owner: u32, why: u32) {
+    count(why, 1);
+    if let Some(share) = maps::SHARES.get_ptr_mut(owner) {
+        // SAFETY: counters in a map value.
+        unsafe {
+            if why == flow_count::REFUSED_SHARE {
+                add(&raw mut (*share).refused_share, 1);
+            } else {
+                add(&raw mut (*share).refused_full, 1);
+            }
+        }
+    }
+}
+
+/// Takes a row out of the established, unless it is gone; `why` is the counter that tells the reason.
+#[inline(always)]
+pub(super) fn leave_established(key: &FlowKey, owner: u32, why: u32) -> bool {
     // Of two CPUs that delete a row one succeeds, and that one counts.
     if maps::ESTABLISHED.remove(key).is_err() {
-        return;
+        return false;
     }
     if let Some(share) = maps::SHARES.get_ptr_mut(owner) {
-        // SAFETY: as in `promote`.
-        unsafe { atomic_xsub::<u64, u64, { AtomicOrdering::Relaxed }>(&raw mut (*share).rows, 1) };
+        // SAFETY: a counter in a map value.
+        unsafe { add(&raw mut (*share).returned, 1) };
     }
     count(why, 1);
+    true
 }
 
 /// Removes a row wherever it is.
@@ -110,7 +133,17 @@ pub(super) fn forget(key: &FlowKey, owner: u32, established: bool) {
 #[inline(always)]
 pub(super) fn count(which: u32, by: u64) {
     if let Some(value) = maps::FLOW_COUNTS.get_ptr_mut(which) {
-        // SAFETY: a per-CPU value; programs of one CPU and hook do not preempt one another.
-        unsafe { *value += by };
+        // SAFETY: a per-CPU value; atomic, as a packet's program may interrupt one that the agent runs.
+        unsafe { add(value, by) };
     }
+}
+
+/// Adds atomically. The sum is not to be had: the BPF back-end gives no fetching add for a relaxed one.
+///
+/// # Safety
+/// An aligned counter in a map's value.
+#[inline(always)]
+pub(super) unsafe fn add(counter: *mut u64, by: u64) {
+    // SAFETY: as the caller says.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, by) };
 }

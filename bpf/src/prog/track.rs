@@ -222,6 +222,7 @@ fn settle(flow: &mut Flow, packet: &Packet, key: &FlowKey, way: u32, now: u32) {
     let established = way & 2 != 0;
     let translated = flow.role != role::DIRECT;
     let mut other_established = false;
+    let mut other = None;
     if translated {
         image(flow, packet, way & 1 != 0, &mut scratch.other_key, &mut scratch.other);
         match find(&scratch.other_key) {
@@ -233,6 +234,7 @@ fn settle(flow: &mut Flow, packet: &Packet, key: &FlowKey, way: u32, now: u32) {
                 half.last_seen = now;
                 scratch.other.flags = half.flags;
                 other_established = there;
+                other = Some(half);
             }
             // A reply that came while the way back was evicted left a plain row in its place.
             Some((half, _)) if flow.role != role::FORWARD || half.role != role::DIRECT => return,
@@ -255,28 +257,37 @@ fn settle(flow: &mut Flow, packet: &Packet, key: &FlowKey, way: u32, now: u32) {
     if flow.flags & flow_flag::CONFIRMED == 0 || done || established && (other_established || !translated) {
         return;
     }
-    let rows = u64::from(!established) + u64::from(translated && !other_established);
+    let rows = i64::from(!established) + i64::from(translated && !other_established);
     if !table::share_has_room(flow.owner, rows) {
-        refuse(flow, flow_count::REFUSED_SHARE);
+        refuse(flow, other, flow_count::REFUSED_SHARE);
         return;
     }
     scratch.flow = *flow;
     scratch.flow.flags &= !flow_flag::REFUSED;
     scratch.other.flags &= !flow_flag::REFUSED;
-    if translated && !other_established && table::promote(&scratch.other_key, &scratch.other).is_err()
-        || !established && table::promote(key, &scratch.flow).is_err()
-    {
-        refuse(flow, flow_count::REFUSED_FULL);
+    let both = translated && !other_established;
+    if both && table::promote(&scratch.other_key, &scratch.other).is_err() {
+        refuse(flow, other, flow_count::REFUSED_FULL);
+    } else if !established && table::promote(key, &scratch.flow).is_err() {
+        refuse(flow, other, flow_count::REFUSED_FULL);
+        // One half alone is worth no room.
+        if both && table::record(&scratch.other_key, &scratch.other).is_ok() {
+            table::leave_established(&scratch.other_key, flow.owner, flow_count::CLOSED);
+        }
     }
 }
 
-/// The flow stays in the nursery, and tries again a second later; it is counted once.
+/// The flow stays in the nursery, and tries again a second later; it is counted once, whichever half is met.
 #[inline(always)]
-fn refuse(flow: &mut Flow, why: u32) {
-    if flow.flags & flow_flag::REFUSED == 0 {
-        flow.flags |= flow_flag::REFUSED;
-        table::count(why, 1);
+fn refuse(flow: &mut Flow, other: Option<&mut Flow>, why: u32) {
+    if flow.flags & flow_flag::REFUSED != 0 {
+        return;
     }
+    flow.flags |= flow_flag::REFUSED;
+    if let Some(other) = other {
+        other.flags |= flow_flag::REFUSED;
+    }
+    table::refused(flow.owner, why);
 }
 
 /// Records a flow without translation. Nothing depends on the row yet, so that a full table is no reason

@@ -1,20 +1,21 @@
 //! `netd-demo`: shows netd's main job on real packets, and tells by its exit status whether all held.
-//! `netd-demo reap DIR` is the lab's reaper.
+//! `netd-demo reap DIR` is the lab's reaper, `netd-demo crowd …` and `keep …` hold sockets for its tests.
 
 mod report;
 mod steps;
 
 use anyhow::{Result, bail};
 use netd_integration::lab::{self, Lab};
+use netd_integration::traffic;
 use report::Report;
-use std::ffi::OsStr;
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
 fn main() -> Result<ExitCode> {
-    let mut args = std::env::args_os().skip(1);
-    match (args.next(), args.next()) {
-        (None, None) => {
+    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    match args.as_slice() {
+        [] => {
             let mut report = Report::new();
             let outcome = show(&mut report);
             if let Err(error) = &outcome {
@@ -22,9 +23,8 @@ fn main() -> Result<ExitCode> {
             }
             Ok(if report.end() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
-        (Some(word), Some(dir)) if word == OsStr::new("reap") => {
-            lab::reap(Path::new(&dir)).map(|()| ExitCode::SUCCESS)
-        }
+        [word, dir] if word == "reap" => lab::reap(Path::new(dir)).map(|()| ExitCode::SUCCESS),
+        [word, ..] if word == "crowd" || word == "keep" => traffic::hold(&args).map(|()| ExitCode::SUCCESS),
         _ => bail!("usage: netd-demo"),
     }
 }

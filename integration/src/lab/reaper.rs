@@ -11,7 +11,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-/// The program that knows the word `reap`.
+/// The program that knows the word `reap`, and others.
 const PROGRAM: &str = "netd-demo";
 
 /// The living reaper of one lab.
@@ -20,7 +20,7 @@ pub(super) struct Reaper(Child);
 
 impl Reaper {
     pub(super) fn start(dir: &Path) -> Result<Self> {
-        let program = program()?;
+        let program = helper()?;
         let child = Command::new(&program)
             .arg("reap")
             .arg(dir)
@@ -41,8 +41,11 @@ impl Reaper {
     }
 }
 
-/// This very program, or the one that cargo built beside the test.
-fn program() -> Result<PathBuf> {
+/// The program that does what needs a process of its own: this very one, or what cargo built beside the test.
+///
+/// # Errors
+/// It was not built.
+pub fn helper() -> Result<PathBuf> {
     let me = std::env::current_exe().context("asking for the path of this program")?;
     let beside = me.ancestors().skip(1).take(2).map(|dir| dir.join(PROGRAM));
     for candidate in beside {

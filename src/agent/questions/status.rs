@@ -1,10 +1,13 @@
 //! The answer to `netd status`: all parts, and what is not as it should be, each with the next command.
 
+use crate::agent::reclaim::Totals;
 use crate::agent::state::State;
 use crate::agent::tasks;
 use crate::answer::status::{
-    Addresses, Datapath, Level, Network, Part, Problem, Range, Runtime, Services, Source, Status, Table, Task,
+    Addresses, Datapath, Level, Network, Part, Problem, Range, Reclaim, Refused, Runtime, Services, Source,
+    Status, Table, Task,
 };
+use crate::datapath::Way;
 use crate::ipam::ledger::Clock;
 use crate::ipam::pool::Usage;
 use crate::model::report::{self, Report, Severity};
@@ -16,6 +19,7 @@ use netd_bpf::flow::flow_count;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 /// Problems of one kind that are told one by one.
 const TOLD: usize = 20;
@@ -41,6 +45,7 @@ pub(in crate::agent) fn status(state: &State) -> Status {
     node_problems(&node, &mut problems);
     task_problems(&tasks, &mut problems);
     table_problems(&tables, &mut problems);
+    refusal_problems(&datapath.refused, &mut problems);
     if pending.is_empty()
         && let Err(error) = state.cni.state().probe(Clock::now())
     {
@@ -110,18 +115,17 @@ pub(in crate::agent) fn tables(state: &State, services: &ServiceStatus) -> Vec<T
     let known = |used: u32| services.generation.is_some().then_some(u64::from(used));
     let (frontends, slots, backends) = state.datapath.service_limits();
     let pods = u64::try_from(state.cni.state().entries().count()).ok();
-    let established = state.datapath.flow_counts().ok().map(|counts| {
-        let of = |which: u32| counts.get(which as usize).copied().unwrap_or_default();
-        let gone = of(flow_count::CLOSED).saturating_add(of(flow_count::EXPIRED));
-        of(flow_count::PROMOTED).saturating_sub(gone)
-    });
+    let fill = state.datapath.flow_fill().ok();
+    // Once full of flows, most of them over, the nursery stays so.
+    let counted = state.reclaimed.totals().passes > 0;
+    let nursery = fill.as_ref().filter(|_| counted).map(|fill| fill.nursery_alive);
     vec![
         table("frontends", "frontends", known(usages.frontends.used), frontends),
         table("backends", "backends", known(usages.backends.used), backends),
         table("slots", "slots", known(usages.slots.used), slots),
         table("pods", "pods", pods, config.pods),
-        table("established", "flows", established, config.flows),
-        table("nursery", "nursery", None, config.nursery),
+        table("established", "flows", fill.map(|fill| fill.established), config.flows),
+        table("nursery", "nursery", nursery, config.nursery),
         table("affinity", "affinity", None, config.affinity),
     ]
 }
@@ -155,7 +159,55 @@ fn datapath(state: &State, problems: &mut Vec<Problem>) -> Datapath {
         schema: netd_bpf::SCHEMA,
         packets: packets.into_iter().map(|(name, count)| (name.to_owned(), count.packets)).collect(),
         flow_events: events.map(|counts| flow_events(&counts)).unwrap_or_default(),
+        reclaim: reclaim(state),
+        refused: state.reclaimed.refused(state),
     }
+}
+
+fn reclaim(state: &State) -> Reclaim {
+    let (by, because) = match state.datapath.reclaim_way() {
+        Way::Iterator => ("iterator", None),
+        Way::Batch { because } => ("batch", Some(because)),
+    };
+    let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+    let Totals { passes, removed, corrected, ownerless, last, worst_slice } = state.reclaimed.totals();
+    Reclaim {
+        by: by.to_owned(),
+        because,
+        passes,
+        removed,
+        corrected,
+        ownerless,
+        last_us: micros(last),
+        worst_slice_us: micros(worst_slice),
+    }
+}
+
+/// Refusals that go on.
+fn refusal_problems(refused: &[Refused], problems: &mut Vec<Problem>) {
+    let now: Vec<&Refused> = refused.iter().filter(|one| one.now).collect();
+    told(Part::Datapath, &now, problems, |one| {
+        let pod =
+            one.pod.as_ref().map_or_else(|| format!("endpoint {}", one.endpoint), |pod| format!("pod {pod}"));
+        let (level, message) = if one.table_full > 0 {
+            let flows = one.table_full;
+            (
+                Level::Error,
+                format!(
+                    "the table of flows is full: {flows} flows of {pod} can be pushed out by new ones (datapath.flows)"
+                ),
+            )
+        } else {
+            let (rows, flows) = (one.rows, one.share_used_up);
+            (
+                Level::Warning,
+                format!(
+                    "{pod} holds its whole share of {rows} rows of flows: {flows} more can be pushed out by new ones (datapath.flows_per_pod)"
+                ),
+            )
+        };
+        Problem { level, ..error_of(Part::Datapath, message, "netd conntrack summary") }
+    });
 }
 
 /// The counters of flows by name.
@@ -321,6 +373,25 @@ mod tests {
         Error network: 10.1.0.0/24 is another's → ip route show proto 110
         Warning source: /etc/netd/the state/a.yaml:3:9: unknown field → sed -n 3p '/etc/netd/the state/a.yaml'
         Warning datapath: table slots is 91 % full: 91 of 100 rows (datapath.slots) → netd config show
+        ");
+    }
+
+    #[test]
+    fn a_pod_that_is_refused_places_is_named_while_it_goes_on() {
+        let one = |endpoint, share_used_up, table_full, now| Refused {
+            endpoint,
+            pod: (endpoint == 1).then(|| "shop/web".to_owned()),
+            rows: 64,
+            share_used_up,
+            table_full,
+            now,
+        };
+        let mut problems = Vec::new();
+        refusal_problems(&[one(1, 5, 0, true), one(2, 1, 3, true), one(3, 9, 9, false)], &mut problems);
+        let lines: Vec<String> = problems.iter().map(|p| format!("{:?}: {}", p.level, p.message)).collect();
+        insta::assert_snapshot!(lines.join("\n"), @r"
+        Warning: pod shop/web holds its whole share of 64 rows of flows: 5 more can be pushed out by new ones (datapath.flows_per_pod)
+        Error: the table of flows is full: 3 flows of endpoint 2 can be pushed out by new ones (datapath.flows)
         ");
     }
 

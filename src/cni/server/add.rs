@@ -38,11 +38,17 @@ impl<P: Plumbing> Server<P> {
             netns: add.netns,
             host_name: self.plumbing.host_name(&add.attachment),
         };
-        let allocate = move |state: &mut State, clock: Clock| state.allocate(new, clock);
+        let capacity = self.plumbing.capacity();
+        // All attachments go through here one by one: none is made that would find no room in the end.
+        let allocate = move |state: &mut State, clock: Clock| {
+            let attached = state.entries().count();
+            if attached < capacity { state.allocate(new, clock).map_err(Some) } else { Err(None) }
+        };
         let entry = self.ledger.commit(allocate).await.map_err(|error| ledger_failed(&error))?;
         let entry = entry.map_err(|error| match error {
-            AllocateError::Duplicate { .. } => Error::new(Code::DUPLICATE, error.to_string()),
-            AllocateError::Pool(error) => no_address(&error),
+            None => node_full(capacity),
+            Some(error @ AllocateError::Duplicate { .. }) => Error::new(Code::DUPLICATE, error.to_string()),
+            Some(AllocateError::Pool(error)) => no_address(&error),
         })?;
         match self.plug(&entry).await {
             Ok(link) => {
@@ -149,6 +155,12 @@ fn duplicate(attachment: &Attachment, entry: &Entry) -> Error {
         entry.allocated_at
     );
     Error::because(Code::DUPLICATE, format!("{attachment} is attached already"), details)
+}
+
+/// Another pod's end makes room, so that it is worth to try again.
+fn node_full(capacity: usize) -> Error {
+    let details = format!("netd's tables are made for {capacity} pods, and all are in use (datapath.pods)");
+    Error::because(Code::TRY_LATER, "no room for another pod on this node", details)
 }
 
 fn no_address(error: &pool::Error) -> Error {

@@ -155,6 +155,8 @@ pub trait Plumbing: Send + Sync + 'static {
     fn lookup(&self, pod: &ObjectName, wait: Duration) -> impl Future<Output = Lookup> + Send;
     /// What keeps ADD from being served, if anything does.
     fn unready(&self) -> Option<String>;
+    /// How many attachments the tables take.
+    fn capacity(&self) -> usize;
     /// Name of the host's end of an attachment's link: a pure function of its argument.
     fn host_name(&self, attachment: &Attachment) -> String;
 

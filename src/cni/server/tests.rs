@@ -89,6 +89,35 @@ async fn the_wait_for_the_source_can_be_changed() {
 }
 
 #[tokio::test]
+async fn a_node_without_room_says_so_before_anything_is_made() {
+    let (world, dir) = (World::default(), tempfile::tempdir().unwrap());
+    let (server, _) = open(&world, dir.path()).await;
+    world.inspect(|inside| inside.capacity = Some(8));
+    // More at once than there is room for: exactly so many get in.
+    let mut adds = tokio::task::JoinSet::new();
+    for n in 0..20 {
+        let server = Arc::clone(&server);
+        adds.spawn(async move { server.add(add(&format!("c{n}"))).await.map(drop) });
+    }
+    let errors: Vec<Error> = adds.join_all().await.into_iter().filter_map(Result::err).collect();
+    assert_eq!((errors.len(), server.state().entries().count()), (12, 8));
+    for error in errors {
+        assert_eq!(
+            (error.code, error.msg.as_str()),
+            (Code::TRY_LATER, "no room for another pod on this node")
+        );
+        assert_eq!(error.details, "netd's tables are made for 8 pods, and all are in use (datapath.pods)");
+    }
+    assert_eq!(world.steps().iter().filter(|step| **step == "create").count(), 8);
+    assert_agree(&server, &world);
+    server.status().expect("those that are here are served");
+    let one = server.state().entries().next().unwrap().attachment.container_id.clone();
+    server.del(del(&one)).await.unwrap();
+    server.add(add("after")).await.expect("room again");
+    assert_agree(&server, &world);
+}
+
+#[tokio::test]
 async fn add_check_del() {
     let (world, dir) = (World::default(), tempfile::tempdir().unwrap());
     let (server, recovery) = open(&world, dir.path()).await;

@@ -202,8 +202,9 @@ pub(super) fn count_shares(pins: &Pins) -> Result<(), Error> {
         for (pod, before) in pods.iter().zip(before) {
             let rows = held.get(pod).copied().unwrap_or_default();
             moved |= shares.get(pod, 0).ok() != before;
-            if before != Some(Share { rows }) {
-                shares.insert(pod, Share { rows }, 0).map_err(Error::map("SHARES"))?;
+            if before.map(|share| share.rows()) != i64::try_from(rows).ok() {
+                let counted = Share { taken: rows, ..Share::default() };
+                shares.insert(pod, counted, 0).map_err(Error::map("SHARES"))?;
             }
         }
         if !moved {

@@ -171,9 +171,8 @@ fn two_services_and_the_backend_itself_from_one_port() {
                     ports.dedup();
                     assert_eq!(ports.len(), 3, "the backend tells them apart: {seen:?}");
                     assert_eq!(seen[0].1, client, "the first keeps its own");
-                    for row in rig.datapath.flows().unwrap() {
-                        rig.datapath.remove_flow(&row.key).unwrap();
-                    }
+                    let keys: Vec<_> = rig.datapath.flows().unwrap().iter().map(|row| row.key).collect();
+                    assert_eq!(rig.datapath.remove_flows(&keys).unwrap(), keys.len() as u64);
                 }
                 assert_eq!(count(&rig, flow_count::PORTS_TRANSLATED), 12);
             }

@@ -1,7 +1,7 @@
 //! A datapath of its own for each test: temporary bpffs, new network namespace, two pods.
 
 use super::frames::addr;
-use crate::datapath::config::Config;
+use crate::datapath::config::{Config, Timeouts};
 use crate::datapath::test_run::{Ran, Stage};
 use crate::datapath::{Datapath, OpenReport, locked};
 use aya::programs::{TestRun, TestRunOptions};
@@ -39,6 +39,7 @@ impl Folder {
             backends: 64,
             slots: 256,
             pods: 16,
+            timeouts: Timeouts::default(),
         }
     }
 

@@ -182,10 +182,16 @@ impl State {
         changed
     }
 
-    /// How often the file was written.
+    /// How often the rows were changed.
     #[must_use]
     pub const fn generation(&self) -> u64 {
         self.generation
+    }
+
+    #[cfg(test)]
+    pub(super) const fn set_generation(&mut self, generation: u64) {
+        self.generation = generation;
+        self.changed = false;
     }
 
     /// The folder of the status files, so that a plugin without an agent can remove a pod's.
@@ -312,15 +318,23 @@ impl State {
     }
 
     fn touch(&mut self, clock: Clock) {
+        // Changes that are written together count each: see `unused_endpoint`.
+        self.generation += u64::from(self.changed);
         self.changed = true;
         self.pool.expire(clock.instant);
         let pool = &self.pool;
         self.cooling.retain(|address, _| pool.is_cooling(*address, clock.instant));
     }
 
-    /// The smallest that nobody has. Numbers start at 1; there are fewer rows than numbers.
+    /// A number that nobody has, and that nobody had since the ledger was new: what is left of a pod in the
+    /// datapath's tables must not be taken for its successor's. That of the change that makes the row, or the
+    /// next above all that are taken, which it may lag behind after the loss of the ledger. Numbers start at
+    /// 1, and begin again after four thousand million changes.
     fn unused_endpoint(&self) -> u32 {
         let taken: BTreeSet<u32> = self.entries().map(|entry| entry.endpoint).collect();
-        (1..).find(|number| !taken.contains(number)).unwrap_or(u32::MAX)
+        let change = self.generation + u64::from(self.changed) + 1;
+        let above = u64::from(taken.last().copied().unwrap_or_default()) + 1;
+        let first = u32::try_from(change.max(above) % (1 << 32)).unwrap_or_default();
+        (first.max(1)..=u32::MAX).chain(1..).find(|number| !taken.contains(number)).unwrap_or(u32::MAX)
     }
 }

@@ -2,6 +2,7 @@ use super::*;
 use crate::cni::types::Attachment;
 use crate::model::ObjectName;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 use std::fs;
@@ -87,7 +88,7 @@ fn what_was_written_is_read_back() {
     assert_eq!(ledger.state().rows(), before.rows());
     assert_eq!(ledger.state().status_dir(), Some(Path::new("/srv/status")));
     let entry = allocate(&mut ledger, "d").unwrap();
-    assert_eq!(entry.endpoint, 2, "the smallest unused");
+    assert_eq!(entry.endpoint, 6, "that of the sixth change");
     let expected = ["10.0.0.4", "fd00::4"].map(|a| a.parse::<IpAddr>().unwrap());
     assert_eq!(entry.addresses, expected, "next-fit goes on after a restart");
 }
@@ -108,9 +109,9 @@ fn the_file_is_for_humans() {
     {
       "format": "netd address ledger",
       "version": 1,
-      "crc32": "c5f4ebcb",
+      "crc32": "d6edad3c",
       "rows": {
-        "generation": 1,
+        "generation": 3,
         "status_dir": null,
         "entries": [
           {
@@ -294,6 +295,39 @@ fn rows_that_contradict_each_other_are_damage() {
 }
 
 #[test]
+fn an_endpoint_number_is_given_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ledger.json");
+    let mut given = BTreeSet::new();
+    for start in 0..3 {
+        let mut ledger = open(&path).ledger;
+        for write in 0..5 {
+            let entries = ledger.commit(|state, clock| {
+                state.configure(&ranges(), Duration::ZERO);
+                let mut take = |n| state.allocate(new(&format!("{start}-{write}-{n}")), clock).unwrap();
+                let entries = [take(0), take(1), take(2)];
+                // The newest goes first, and all but one with their write.
+                for n in [2, 1] {
+                    state.release(&attachment(&format!("{start}-{write}-{n}")), clock).unwrap();
+                }
+                entries
+            });
+            for entry in entries.unwrap() {
+                assert!(given.insert(entry.endpoint), "{} again", entry.endpoint);
+            }
+        }
+    }
+    let mut worn = State::new(Duration::ZERO);
+    worn.configure(&ranges(), Duration::ZERO);
+    let clock = Clock::now();
+    let first = worn.allocate(new("first"), clock).unwrap().endpoint;
+    worn.set_generation(u64::from(u32::MAX) - 1);
+    let last = worn.allocate(new("last"), clock).unwrap().endpoint;
+    let next = worn.allocate(new("next"), clock).unwrap().endpoint;
+    assert_eq!((first, last, next), (1, u32::MAX, 2), "never zero, never one that is taken");
+}
+
+#[test]
 fn rows_are_adopted_from_the_kernel() {
     let clock = Clock::now();
     let mut state = State::new(COOL_DOWN);
@@ -305,8 +339,8 @@ fn rows_are_adopted_from_the_kernel() {
         endpoint,
     };
     assert_eq!(state.adopt(found("a", "10.0.0.5", Some(7)), "netd", clock).unwrap().endpoint, 7);
-    assert_eq!(state.adopt(found("b", "10.0.0.6", Some(7)), "netd", clock).unwrap().endpoint, 1);
-    assert_eq!(state.adopt(found("c", "10.0.0.7", None), "netd", clock).unwrap().endpoint, 2);
+    assert_eq!(state.adopt(found("b", "10.0.0.6", Some(7)), "netd", clock).unwrap().endpoint, 8);
+    assert_eq!(state.adopt(found("c", "10.0.0.7", None), "netd", clock).unwrap().endpoint, 9);
     assert_eq!(
         state.adopt(found("d", "10.0.0.5", None), "netd", clock).unwrap_err(),
         "eth0 of container d has address 10.0.0.5, which eth0 of container a holds"
@@ -497,6 +531,8 @@ async fn changes_that_wait_share_a_write() {
     let path = dir.path().join("ledger.json");
     let writer = Writer::start(open(&path).ledger).unwrap();
     writer.commit(|state, _| state.configure(&ranges(), COOL_DOWN)).await.unwrap();
+    let writes = Inotify::init(InitFlags::IN_NONBLOCK).unwrap();
+    writes.add_watch(dir.path(), AddWatchFlags::IN_MOVED_TO).unwrap();
     let (hold, held) = std::sync::mpsc::channel::<()>();
     let first = tokio::spawn({
         let writer = writer.clone();
@@ -515,7 +551,11 @@ async fn changes_that_wait_share_a_write() {
     let entries = waiting.join_all().await;
     let addresses: BTreeSet<IpAddr> = entries.iter().flat_map(|entry| entry.addresses.clone()).collect();
     assert_eq!(addresses.len(), 200);
-    assert!(writer.state().generation() < 50, "{} writes for 100 changes", writer.state().generation());
+    let writes = writes.read_events().unwrap().len();
+    assert!((1..50).contains(&writes), "{writes} writes for 100 changes");
+    assert_eq!(writer.state().generation(), 100);
+    let numbers: BTreeSet<u32> = entries.iter().map(|entry| entry.endpoint).collect();
+    assert_eq!(numbers.len(), 100);
     let before = writer.state();
     drop(writer);
     let reopened = Ledger::open(&path, COOL_DOWN, Duration::from_secs(10)).unwrap().ledger;

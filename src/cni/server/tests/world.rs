@@ -44,6 +44,8 @@ pub(super) struct Inside {
     pub(super) nameless: BTreeSet<String>,
     pub(super) create_fault: Option<&'static str>,
     pub(super) unsynced: bool,
+    /// Attachments that the tables take; none: any number.
+    pub(super) capacity: Option<usize>,
     annotations: BTreeMap<String, String>,
     last_index: u32,
     dooms: VecDeque<(&'static str, Fate)>,
@@ -131,6 +133,10 @@ impl Plumbing for World {
 
     fn unready(&self) -> Option<String> {
         self.inspect(|inside| inside.unsynced.then(|| "source not synced".to_owned()))
+    }
+
+    fn capacity(&self) -> usize {
+        self.inspect(|inside| inside.capacity.unwrap_or(usize::MAX))
     }
 
     fn host_name(&self, attachment: &Attachment) -> String {

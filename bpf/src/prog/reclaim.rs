@@ -1,0 +1,153 @@
+//! Reclaiming: passes over the tables of flows by the kernel's map iterator, and what else the agent has the
+//! kernel do with rows, because only here a test and what follows from it are one step.
+//!
+//! These programs run for the agent, in its process, and packets' programs may interrupt them: they use no
+//! memory of those (`WORK`, `SCRATCH`), and add atomically.
+
+use super::maps;
+use super::table::{add, leave_established, limits, now};
+use crate::flow::{Flow, FlowKey, GRACE, Order, SLICE, Sweep, expired, flow_count, order, sweep};
+use aya_ebpf::programs::TcContext;
+use core::ffi::c_void;
+use core::mem::size_of;
+
+/// `struct bpf_iter__bpf_map_elem` (kernel/bpf/map_iter.c).
+#[repr(C)]
+#[derive(Debug)]
+pub struct Element {
+    meta: *mut c_void,
+    map: *mut c_void,
+    key: *const FlowKey,
+    value: *mut Flow,
+}
+
+/// What an iterator's program says of a row.
+mod then {
+    /// On to the next.
+    pub(super) const GO_ON: i32 = 0;
+    /// Ends this `read(2)`; the next one begins with the same row.
+    pub(super) const PAUSE: i32 = 1;
+}
+
+/// The row at hand, and the books of the pass; none at the end of the table.
+///
+/// # Safety
+/// `element` is the context of an iterator over a table of flows.
+#[inline(always)]
+unsafe fn at(element: *const Element, table: u32) -> Option<(FlowKey, &'static Flow, &'static mut Sweep)> {
+    // SAFETY: the verifier knows the context and both pointers in it.
+    unsafe {
+        let (key, value) = ((*element).key, (*element).value);
+        if key.is_null() || value.is_null() {
+            return None;
+        }
+        let sweep = maps::SWEEPS.get_ptr_mut(table)?;
+        Some((*key, &*value, &mut *sweep))
+    }
+}
+
+/// A pass over `ESTABLISHED`: removes what is expired, counts the rest, for its owner too.
+///
+/// # Safety
+/// As [`at`].
+#[inline(always)]
+pub unsafe fn reclaim(element: *const Element) -> i32 {
+    // SAFETY: as the caller says.
+    let Some((key, flow, books)) = (unsafe { at(element, sweep::ESTABLISHED) }) else { return then::GO_ON };
+    if pause(books) {
+        return then::PAUSE;
+    }
+    if is_expired(flow, &key, books.now as u32) {
+        books.expired += 1;
+        leave_established(&key, flow.owner, flow_count::EXPIRED);
+        return then::GO_ON;
+    }
+    books.alive += 1;
+    match maps::SHARES.get_ptr_mut(flow.owner) {
+        // SAFETY: a counter in a map value.
+        Some(share) => unsafe { add(&raw mut (*share).met, 1) },
+        None => books.ownerless += 1,
+    }
+    then::GO_ON
+}
+
+/// A pass over `NURSERY`, which makes room by itself: only counts.
+///
+/// # Safety
+/// As [`at`].
+#[inline(always)]
+pub unsafe fn census(element: *const Element) -> i32 {
+    // SAFETY: as the caller says.
+    let Some((key, flow, books)) = (unsafe { at(element, sweep::NURSERY) }) else { return then::GO_ON };
+    if pause(books) {
+        return then::PAUSE;
+    }
+    if is_expired(flow, &key, books.now as u32) {
+        books.expired += 1;
+    } else {
+        books.alive += 1;
+    }
+    then::GO_ON
+}
+
+/// True when the slice is used up.
+#[inline(always)]
+fn pause(books: &mut Sweep) -> bool {
+    if books.left == 0 {
+        books.left = SLICE;
+        return true;
+    }
+    books.left -= 1;
+    false
+}
+
+#[inline(always)]
+fn is_expired(flow: &Flow, key: &FlowKey, now: u32) -> bool {
+    expired(flow, key.proto, limits(), now.wrapping_sub(GRACE))
+}
+
+/// Carries out an [`Order`].
+#[inline(always)]
+pub fn amend(ctx: &TcContext) -> i32 {
+    let Ok(what) = ctx.load::<Order>(order::HEADER) else { return 0 };
+    if what.what == order::ADJUST {
+        if let Some(share) = maps::SHARES.get_ptr_mut(what.endpoint) {
+            // SAFETY: counters in a map value.
+            unsafe {
+                if what.rows > 0 {
+                    add(&raw mut (*share).taken, what.rows.unsigned_abs());
+                } else {
+                    add(&raw mut (*share).returned, what.rows.unsigned_abs());
+                }
+            }
+        }
+        return 0;
+    }
+    let mut removed = 0;
+    for index in 0..order::MOST_KEYS {
+        if index >= what.keys {
+            break;
+        }
+        let offset = order::HEADER + size_of::<Order>() + index as usize * size_of::<FlowKey>();
+        let Ok(key) = ctx.load::<FlowKey>(offset) else { break };
+        removed += remove(&key, what.what);
+    }
+    removed
+}
+
+#[inline(always)]
+fn remove(key: &FlowKey, what: u32) -> i32 {
+    let mut removed = 0;
+    // SAFETY: a row stays readable memory for the whole run.
+    if let Some(flow) = unsafe { maps::ESTABLISHED.get(key) } {
+        let gone = is_expired(flow, key, now());
+        if what == order::FORGET || gone {
+            let why = if gone { flow_count::EXPIRED } else { flow_count::CLOSED };
+            removed += i32::from(leave_established(key, flow.owner, why));
+        }
+    }
+    if what == order::FORGET && maps::NURSERY.remove(key).is_ok() {
+        removed += 1;
+    }
+    removed
+}

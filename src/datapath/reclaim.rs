@@ -1,0 +1,345 @@
+//! Passes over the tables of flows: expired rows go, live ones are counted, and shares are compared with
+//! what their pods hold.
+//!
+//! The kernel walks the tables itself where it can ([`MapIterator`]): test and removal are one step there.
+//! Else the agent reads them in batches and has the program `amend` test again what it found expired. Either
+//! way a row goes when its lifetime is over and never because its pod, Service or backend is unknown here.
+//!
+//! Both halves of a translated flow are refreshed by one run of a program, with one time, so that they expire
+//! in the same second; a pass may meet them at its two ends, and until then a packet that finds the half left
+//! sees it expired too and removes it.
+
+use super::conversation::now;
+use super::iterator::MapIterator;
+use super::shares::Audit;
+use super::{Datapath, Error, batch, locked};
+use crate::telemetry::chain;
+use aya::maps::{Array, MapData};
+use aya::programs::{Iter, ProgramError};
+use aya::{Btf, Ebpf};
+use netd_bpf::flow::{Flow, FlowKey, GRACE, Limits, Order, Share, Sweep, expired, flow_count, order, sweep};
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+/// By which means passes are made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "by")]
+pub enum Way {
+    /// The kernel's map iterator.
+    Iterator,
+    /// Reading in batches.
+    Batch {
+        /// Why there is no iterator.
+        because: String,
+    },
+}
+
+/// What a pass found and did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pass {
+    /// The established: expired rows were removed.
+    pub established: Swept,
+    /// The nursery: expired rows stay until they are evicted.
+    pub nursery: Swept,
+    /// Established rows of pods that are gone.
+    pub ownerless: u64,
+    /// From the first row to the last, both tables.
+    pub took: Duration,
+    /// Stretches that the pass was cut into.
+    pub slices: u64,
+    /// The longest of them.
+    pub worst_slice: Duration,
+    /// Shares that were off: endpoint, and rows added to the share.
+    pub corrected: Vec<(u32, i64)>,
+    /// Shares that pods lacked, made; those of no pod, removed.
+    pub mended: u64,
+}
+
+/// Rows of one table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Within their lifetime.
+    pub alive: u64,
+    /// Beyond it.
+    pub expired: u64,
+}
+
+/// How full the tables of flows are, in rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct FlowFill {
+    /// Rows of the established, now.
+    pub established: u64,
+    /// Room for so many.
+    pub established_limit: u32,
+    /// Rows of the nursery, at the last pass; once full it stays full.
+    pub nursery: u64,
+    /// Those of them within their lifetime.
+    pub nursery_alive: u64,
+    /// Room for so many.
+    pub nursery_limit: u32,
+}
+
+/// What passes need and remember. One pass at a time.
+pub(super) struct Reclaimer {
+    sweeps: Array<MapData, Sweep>,
+    audit: Audit,
+    /// Shares that no pod had at the last pass.
+    stray: BTreeSet<u32>,
+}
+
+/// What makes the passes.
+pub(super) enum Means {
+    /// The programs on their tables.
+    Iterator {
+        /// `reclaim`.
+        established: MapIterator,
+        /// `census`.
+        nursery: MapIterator,
+    },
+    /// Nothing, and why.
+    Batch(String),
+}
+
+/// What the last pass counted.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counted {
+    /// Rows of the established less what the counters say: zero but for what happened to those.
+    established: i64,
+    nursery: Swept,
+}
+
+impl Means {
+    /// The kernel's iterator if it can be had.
+    pub(super) fn find(object: &mut Ebpf, established: &MapData, nursery: &MapData) -> Self {
+        let attach = |object: &mut Ebpf| -> Result<Self, Error> {
+            let btf = Btf::from_sys_fs().map_err(|error| Error::program("load", "reclaim")(error.into()))?;
+            let mut bind = |name: &'static str, map| {
+                let missing = || Error::Missing { kind: "program", name: name.to_owned() };
+                let program: &mut Iter = object
+                    .program_mut(name)
+                    .ok_or_else(missing)?
+                    .try_into()
+                    .map_err(Error::program("use", name))?;
+                program.load("bpf_map_elem", &btf).map_err(Error::program("load", name))?;
+                MapIterator::attach(name, program, map)
+            };
+            let established = bind("reclaim", established)?;
+            Ok(Self::Iterator { established, nursery: bind("census", nursery)? })
+        };
+        attach(object).unwrap_or_else(|error| {
+            tracing::debug!(target: "netd::datapath", "no iterator: {}", chain(&error));
+            Self::Batch(brief(&error))
+        })
+    }
+}
+
+impl Reclaimer {
+    pub(super) fn new(sweeps: Array<MapData, Sweep>) -> Self {
+        Self { sweeps, audit: Audit::default(), stray: BTreeSet::new() }
+    }
+}
+
+#[cfg(test)]
+impl Datapath {
+    /// As on a kernel without the iterator.
+    pub(super) fn forgo_iterator(&mut self) {
+        self.means = Means::Batch("a test".to_owned());
+    }
+}
+
+/// The books of one pass while it runs.
+struct Books<'a> {
+    pass: Pass,
+    /// Met rows by owner, for a kernel that does not count them.
+    met: BTreeMap<u32, u64>,
+    stop: &'a dyn Fn() -> bool,
+}
+
+impl Books<'_> {
+    fn slice(&mut self, took: Duration) -> ControlFlow<()> {
+        self.pass.slices += 1;
+        self.pass.worst_slice = self.pass.worst_slice.max(took);
+        std::thread::yield_now();
+        if (self.stop)() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+}
+
+impl Datapath {
+    /// By which means [`Self::reclaim`] works here.
+    #[must_use]
+    pub fn reclaim_way(&self) -> Way {
+        match &self.means {
+            Means::Iterator { .. } => Way::Iterator,
+            Means::Batch(because) => Way::Batch { because: because.clone() },
+        }
+    }
+
+    /// One pass over both tables: about 0.2 µs a row, in slices of half a millisecond after each of which
+    /// `stop` is asked. None if it said so.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn reclaim(&self, stop: &dyn Fn() -> bool) -> Result<Option<Pass>, Error> {
+        let mut reclaimer = locked(&self.reclaimer);
+        let begun = Instant::now();
+        let mut books = Books { pass: Pass::default(), met: BTreeMap::new(), stop };
+        books.pass.mended = self.mend_shares(&mut reclaimer.stray)?;
+        let before = self.shares()?;
+        let whole = match &self.means {
+            Means::Iterator { established, nursery } => {
+                iterate([established, nursery], &mut reclaimer.sweeps, &mut books)?
+            }
+            Means::Batch(_) => self.read_through(&mut books, &before)?,
+        };
+        if !whole {
+            return Ok(None);
+        }
+        books.pass.took = begun.elapsed();
+        let mut after = self.shares()?;
+        for (endpoint, met) in books.met {
+            after.entry(endpoint).and_modify(|share| share.met += met);
+        }
+        let mut pass = books.pass;
+        for (endpoint, rows) in reclaimer.audit.judge(&before, &after) {
+            self.amend(&Order { what: order::ADJUST, endpoint, rows, ..Order::default() }, &[])?;
+            pass.corrected.push((endpoint, rows));
+        }
+        let rows = i64::try_from(pass.established.alive).unwrap_or(i64::MAX);
+        *locked(&self.counted) =
+            Counted { established: rows - promoted_and_here(&self.flow_counts()?), nursery: pass.nursery };
+        Ok(Some(pass))
+    }
+
+    /// How full the tables of flows are: two numbers of the last pass, and what happened since.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn flow_fill(&self) -> Result<FlowFill, Error> {
+        let counted = *locked(&self.counted);
+        let established = counted.established + promoted_and_here(&self.flow_counts()?);
+        Ok(FlowFill {
+            established: established.try_into().unwrap_or_default(),
+            established_limit: self.config.flows,
+            nursery: counted.nursery.alive + counted.nursery.expired,
+            nursery_alive: counted.nursery.alive,
+            nursery_limit: self.config.nursery,
+        })
+    }
+
+    /// Gives pods that lack one a share, and takes it from what was no pod twice in a row. An ADD under way
+    /// has its share a moment before its other rows.
+    fn mend_shares(&self, stray: &mut BTreeSet<u32>) -> Result<u64, Error> {
+        let pods: BTreeSet<u32> = self.pods()?.iter().map(|pod| pod.endpoint).collect();
+        let shares: BTreeSet<u32> = self.shares()?.into_keys().collect();
+        let mut mended = 0;
+        for endpoint in pods.difference(&shares) {
+            self.open_share(*endpoint)?;
+            mended += 1;
+        }
+        let of_nobody: BTreeSet<u32> = shares.difference(&pods).copied().collect();
+        for endpoint in of_nobody.intersection(stray) {
+            self.close_share(*endpoint)?;
+            mended += 1;
+        }
+        *stray = of_nobody;
+        Ok(mended)
+    }
+
+    /// A pass without the kernel's help. False if it was stopped.
+    fn read_through(&self, books: &mut Books<'_>, shares: &BTreeMap<u32, Share>) -> Result<bool, Error> {
+        let limits = self.config.limits();
+        let mut doomed = Vec::new();
+        let mut begun = Instant::now();
+        let mut whole = true;
+        batch::visit(
+            "ESTABLISHED",
+            &self.pins.map("ESTABLISHED"),
+            None,
+            |keys: &[FlowKey], flows: &[Flow]| {
+                let dead = dead(&limits);
+                for (key, flow) in keys.iter().zip(flows) {
+                    if dead(key, flow) {
+                        doomed.push(*key);
+                    } else {
+                        books.pass.established.alive += 1;
+                        *books.met.entry(flow.owner).or_default() += 1;
+                        books.pass.ownerless += u64::from(!shares.contains_key(&flow.owner));
+                    }
+                }
+                let flow = books.slice(begun.elapsed());
+                begun = Instant::now();
+                whole &= flow.is_continue();
+                flow
+            },
+        )?;
+        for keys in doomed.chunks(order::MOST_KEYS as usize) {
+            let begun = Instant::now();
+            let removed = self.amend(&Order { what: order::EXPIRE, ..Order::default() }, keys)?;
+            books.pass.established.expired += u64::from(removed);
+            whole &= books.slice(begun.elapsed()).is_continue();
+            if !whole {
+                return Ok(false);
+            }
+        }
+        begun = Instant::now();
+        batch::visit("NURSERY", &self.pins.map("NURSERY"), None, |keys: &[FlowKey], flows: &[Flow]| {
+            let dead = dead(&limits);
+            let expired = keys.iter().zip(flows).filter(|(key, flow)| dead(key, flow)).count();
+            books.pass.nursery.expired += expired as u64;
+            books.pass.nursery.alive += (keys.len() - expired) as u64;
+            let flow = books.slice(begun.elapsed());
+            begun = Instant::now();
+            whole &= flow.is_continue();
+            flow
+        })?;
+        Ok(whole)
+    }
+}
+
+/// A pass by the kernel's iterators. False if it was stopped.
+fn iterate(
+    walks: [&MapIterator; 2],
+    sweeps: &mut Array<MapData, Sweep>,
+    books: &mut Books<'_>,
+) -> Result<bool, Error> {
+    let mut whole = true;
+    let mut swept = [Sweep::default(); 2];
+    for ((table, walk), swept) in [sweep::ESTABLISHED, sweep::NURSERY].into_iter().zip(walks).zip(&mut swept)
+    {
+        let begin = Sweep { now: now().into(), ..Sweep::default() };
+        sweeps.set(table, begin, 0).map_err(Error::map("SWEEPS"))?;
+        whole = whole && walk.pass(|took| books.slice(took))?;
+        *swept = sweeps.get(&table, 0).map_err(Error::map("SWEEPS"))?;
+    }
+    let [of_established, of_nursery] = swept;
+    books.pass.established = Swept { alive: of_established.alive, expired: of_established.expired };
+    books.pass.nursery = Swept { alive: of_nursery.alive, expired: of_nursery.expired };
+    books.pass.ownerless = of_established.ownerless;
+    Ok(whole)
+}
+
+/// Without the verifier's log.
+fn brief(error: &Error) -> String {
+    match error {
+        Error::Program { source, .. } => match &**source {
+            ProgramError::LoadError { io_error, .. } => format!("{error}: {io_error}"),
+            _ => chain(error),
+        },
+        _ => chain(error),
+    }
+}
+
+/// The test that the programs apply, at this moment.
+fn dead(limits: &Limits) -> impl Fn(&FlowKey, &Flow) -> bool {
+    let now = now().wrapping_sub(GRACE);
+    move |key, flow| expired(flow, key.proto, limits, now)
+}
+
+/// Rows of the established, as the counters have it.
+fn promoted_and_here(counts: &[u64; flow_count::COUNT as usize]) -> i64 {
+    let of = |index: u32| counts.get(index as usize).copied().unwrap_or_default();
+    let left = of(flow_count::CLOSED).wrapping_add(of(flow_count::EXPIRED));
+    of(flow_count::PROMOTED).wrapping_sub(left).cast_signed()
+}
