@@ -30,7 +30,7 @@ fn attached(lab: &Lab, node: &Node<'_>) -> Result<(BTreeSet<String>, String)> {
     }
     ensure!(programs.len() >= 2, "no pod's interface: {links}");
     let status = node.api_json("/v1/status")?;
-    let how = status.pointer("/network/node/uplinks/eth0").and_then(|how| how.as_str());
+    let how = status.pointer("/network/uplinks/eth0").and_then(|how| how.as_str());
     let how = how.with_context(|| format!("the uplink is missing in {status}"))?.to_owned();
     match (how.as_str(), on_uplink(lab, node, "eth0")?) {
         ("TCX", (0, 1)) | ("clsact", (1, 0)) => Ok((programs, how)),

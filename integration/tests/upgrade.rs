@@ -9,10 +9,12 @@ use netd_integration::site::Site;
 use netd_integration::state::Port;
 use netd_integration::traffic::{self, Flow, Load, Proto};
 use netd_integration::{binary, wait};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, gettid};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const VIPS: [&str; 2] = ["10.96.0.80", "fd00:96::80"];
 const PAUSE: Duration = Duration::from_millis(3);
@@ -256,8 +258,9 @@ fn a_node_left_with_programs_of_both_schemas_loses_nothing() -> Result<()> {
             let (old, new) = programs(node)?;
             match moment {
                 Moment::Uplink => ensure!(old > 0, "all pods have new programs already"),
-                // How far it came in the time that a signal takes is not ours to say.
-                Moment::Pods => ensure!(new > 0, "no pod has a new program yet"),
+                Moment::Pods => {
+                    ensure!(old > 0 && new > 0, "{old} filters with old programs, {new} with new")
+                }
             }
             traffic.goes_on()?;
         }
@@ -278,29 +281,60 @@ enum Moment {
     Pods,
 }
 
-/// Kills the agent at a moment between two interfaces. What waits for it runs before everything else on its
-/// processor: it has milliseconds.
+/// Kills the agent at a moment between two interfaces: it goes on by fractions of a millisecond, and what it
+/// has done so far is looked at while it stands.
 fn kill_at(node: &Node<'_>, moment: Moment) -> Result<()> {
-    let (next, pid) = (node.bpffs().join("v2-next"), node.agent_id()?);
-    let first = node.namespace().run("ip -br link show type veth")?;
-    let first = first.lines().find_map(|line| line.split(['@', ' ']).next().filter(|name| *name != "eth0"));
-    let old = pinned(&node.bpffs().join("v1/programs"))?;
-    let old = old.iter().find(|one| one.path.ends_with("pod_egress")).context("no program of schema 1")?;
-    let until = match moment {
-        Moment::Uplink => format!("set -- {}/links/uplink-*; [ -e \"$1\" ]", next.display()),
-        Moment::Pods => format!(
-            "! tc filter show dev {} ingress | grep -q 'id {} '",
-            first.context("no pod's interface")?,
-            old.id
-        ),
+    let (next, agent) = (node.bpffs().join("v2-next"), Pid::from_raw(node.agent_id()?.try_into()?));
+    chrt(&["--fifo", "--pid", "2"], gettid())?;
+    // Not before: signals make the verifier give up.
+    let last = next.join("programs/uplink_in");
+    let begun = Instant::now();
+    while !last.exists() {
+        ensure!(begun.elapsed() < wait::DEADLINE, "the programs are not loaded");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let reached = || -> Result<bool> {
+        let links: Vec<_> = std::fs::read_dir(next.join("links"))?.collect::<Result<_, _>>()?;
+        let uplink = links.iter().any(|link| link.file_name().to_string_lossy().starts_with("uplink-"));
+        Ok(match moment {
+            Moment::Uplink => uplink,
+            Moment::Pods => uplink && programs(node)?.1 > 0,
+        })
     };
-    let script = format!(
-        "until [ -e {}/programs/uplink_in ]; do sleep 0.002; done; until {until}; do :; done; kill -9 {pid}",
-        next.display()
-    );
-    let status = node.to_end(Command::new("chrt").args(["--fifo", "1", "sh", "-c", &script]))?;
-    ensure!(status.status.success(), "chrt: {status:?}");
-    node.wait().map(drop)
+    // It too before everything else, so that a fraction of a millisecond is one.
+    chrt(&["--all-tasks", "--fifo", "--pid", "1"], agent)?;
+    wait::within(wait::DEADLINE * 2, "the moment", || {
+        kill(agent, Signal::SIGSTOP)?;
+        wait::holds("the agent to stand", || stands(agent))?;
+        if reached()? {
+            return Ok(Some(()));
+        }
+        kill(agent, Signal::SIGCONT)?;
+        std::thread::sleep(Duration::from_micros(300));
+        kill(agent, Signal::SIGSTOP)?;
+        Ok(None)
+    })?;
+    chrt(&["--other", "--pid", "0"], gettid())?;
+    node.kill9().map(drop)
+}
+
+/// Changes how a thread, or all of a process, are scheduled.
+fn chrt(how: &[&str], who: Pid) -> Result<()> {
+    let status = Command::new("chrt").args(how).arg(who.to_string()).status().context("chrt")?;
+    ensure!(status.success(), "chrt {how:?}: {status}");
+    Ok(())
+}
+
+/// All threads of a process are stopped (proc(5), field 3 of `stat`).
+fn stands(process: Pid) -> Result<bool> {
+    for thread in std::fs::read_dir(format!("/proc/{process}/task"))? {
+        let stat = std::fs::read_to_string(thread?.path().join("stat"))?;
+        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+        if state != Some('T') {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// How many of the filters on a node have programs that are pinned for the old set of maps, and how many others.

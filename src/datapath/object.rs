@@ -187,7 +187,7 @@ fn program(objects: &mut [Ebpf], pins: &Pins, name: &str) -> Result<SchedClassif
     let missing = || Error::Missing { kind: "program", name: name.to_owned() };
     let object = objects.iter_mut().find_map(|object| object.program_mut(name)).ok_or_else(missing)?;
     let loaded: &mut SchedClassifier = object.try_into().map_err(Error::program("use", name))?;
-    verified(loaded).map_err(Error::load(name))?;
+    verified(|| loaded.load()).map_err(Error::load(name))?;
     let path = pins.program(name);
     unpin(&path)?;
     loaded
@@ -196,13 +196,13 @@ fn program(objects: &mut [Ebpf], pins: &Pins, name: &str) -> Result<SchedClassif
     SchedClassifier::from_pin(&path).map_err(Error::program("reopen", name))
 }
 
-/// Loads a program. The verifier gives up when its thread has a signal to see to, and wants to be asked again
-/// (`EAGAIN`; libbpf asks five times as well).
-fn verified(program: &mut SchedClassifier) -> Result<(), ProgramError> {
+/// Loads a program by `load`. The verifier gives up when its thread has a signal to see to, and wants to be asked
+/// again (`EAGAIN`; libbpf asks five times as well).
+pub(super) fn verified(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
     const TRIES: u32 = 5;
     let mut tried = 1;
     loop {
-        match program.load() {
+        match load() {
             Err(ProgramError::LoadError { io_error, .. })
                 if io_error.kind() == std::io::ErrorKind::WouldBlock && tried < TRIES =>
             {

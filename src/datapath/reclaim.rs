@@ -11,6 +11,7 @@
 
 use super::conversation::now;
 use super::iterator::MapIterator;
+use super::object::verified;
 use super::shares::Audit;
 use super::{Datapath, Error, batch, locked};
 use crate::telemetry::chain;
@@ -122,7 +123,7 @@ impl Means {
                     .ok_or_else(missing)?
                     .try_into()
                     .map_err(Error::program("use", name))?;
-                program.load("bpf_map_elem", &btf).map_err(Error::program("load", name))?;
+                verified(|| program.load("bpf_map_elem", &btf)).map_err(Error::program("load", name))?;
                 MapIterator::attach(name, program, map)
             };
             let established = bind("reclaim", established)?;
