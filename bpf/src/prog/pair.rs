@@ -15,8 +15,8 @@ use crate::flow::{Flow, FlowKey, HAIRPIN_V4, HAIRPIN_V6, expired, flow_count, fl
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 
 /// Ports tried for a client whose own is taken: with a thousand of its flows to one backend all fail once in
-/// 10^29 times.
-const PORT_TRIES: u32 = 16;
+/// 10^14 times.
+const PORT_TRIES: u32 = 8;
 /// The first port that may stand for a client's: those below mean something to some servers.
 const FIRST_PORT: u16 = 1024;
 
@@ -154,24 +154,9 @@ fn far_end(
     scratch: &mut Scratch,
     now: u32,
 ) -> Result<bool, u8> {
-    let client = if choice.addr == packet.source { hairpin_source(packet.v6) } else { &packet.source };
-    let backend = (&choice.addr, choice.port);
-    let high = fill_key(&mut scratch.other_key, (client, packet.source_port), backend, packet.proto);
+    let high = fill_far_key(packet, choice, packet.source_port, &mut scratch.other_key);
     beside::pull(&scratch.other_key, owner);
-    let Some((row, established)) = find(&scratch.other_key) else { return Ok(high) };
-    if !occupied(row, packet, high, now) {
-        let owner = row.owner;
-        let own = row.role == role::REPLY
-            && row.client_port == packet.source_port
-            && row.xlat_port == packet.destination_port
-            && row.xlat_addr == packet.destination;
-        if row.role == role::REPLY && !own {
-            forget_near(row, packet, client, backend, scratch);
-            fill_key(&mut scratch.other_key, (client, packet.source_port), backend, packet.proto);
-        }
-        if established {
-            table::forget(&scratch.other_key, owner, true);
-        }
+    if claim(packet, choice, scratch, high, now) {
         return Ok(high);
     }
     for _ in 0..PORT_TRIES {
@@ -179,13 +164,47 @@ fn far_end(
         let random = unsafe { bpf_get_prandom_u32() };
         let range = u32::from(u16::MAX - FIRST_PORT) + 1;
         let port = FIRST_PORT + ((u64::from(random) * u64::from(range)) >> 32) as u16;
-        let high = fill_key(&mut scratch.other_key, (client, port.to_be()), backend, packet.proto);
+        let high = fill_far_key(packet, choice, port.to_be(), &mut scratch.other_key);
         if find(&scratch.other_key).is_none() {
             table::count(flow_count::PORTS_TRANSLATED, 1);
             return Ok(high);
         }
     }
     Err(reason::NO_SOURCE_PORT)
+}
+
+/// The key of the far leg if the client has this port there; true if the client is the higher end.
+#[inline(never)]
+fn fill_far_key(packet: &Packet, choice: &Choice, port: u16, key: &mut FlowKey) -> bool {
+    fill_key(key, (far_client(packet, choice), port), (&choice.addr, choice.port), packet.proto)
+}
+
+/// As whom the backend sees the client.
+#[inline(always)]
+fn far_client<'a>(packet: &'a Packet, choice: &Choice) -> &'a Addr {
+    if choice.addr == packet.source { hairpin_source(packet.v6) } else { &packet.source }
+}
+
+/// Makes room for the row of the far leg, whose key stands in `scratch`; false if another flow has its place.
+#[inline(never)]
+fn claim(packet: &Packet, choice: &Choice, scratch: &mut Scratch, high: bool, now: u32) -> bool {
+    let Some((row, established)) = find(&scratch.other_key) else { return true };
+    if occupied(row, packet, high, now) {
+        return false;
+    }
+    let owner = row.owner;
+    let own = row.role == role::REPLY
+        && row.client_port == packet.source_port
+        && row.xlat_port == packet.destination_port
+        && row.xlat_addr == packet.destination;
+    if row.role == role::REPLY && !own {
+        forget_near(row, packet, choice, scratch);
+        fill_far_key(packet, choice, packet.source_port, &mut scratch.other_key);
+    }
+    if established {
+        table::forget(&scratch.other_key, owner, true);
+    }
+    true
 }
 
 /// True if the row of the far leg is that of another flow that is alive.
@@ -206,17 +225,18 @@ fn occupied(row: &Flow, packet: &Packet, client_high: bool, now: u32) -> bool {
 
 /// Removes the near half of a flow whose far half gives way.
 #[inline(always)]
-fn forget_near(far: &Flow, packet: &Packet, client: &Addr, backend: (&Addr, u16), scratch: &mut Scratch) {
+fn forget_near(far: &Flow, packet: &Packet, choice: &Choice, scratch: &mut Scratch) {
     // A pod that talks to itself has its own address on the near leg.
-    let client = if far.flags & flow_flag::HAIRPIN != 0 { &packet.source } else { client };
+    let hairpin = far.flags & flow_flag::HAIRPIN != 0;
+    let client = if hairpin { &packet.source } else { far_client(packet, choice) };
     fill_key(&mut scratch.key, (client, far.client_port), (&far.xlat_addr, far.xlat_port), packet.proto);
-    if far.xlat_port == backend.1 && far.xlat_addr == *backend.0 {
+    if far.xlat_port == choice.port && far.xlat_addr == choice.addr {
         scratch.key.leg = leg::ASIDE;
     }
     if let Some((near, established)) = find(&scratch.key)
         && near.role == role::FORWARD
-        && near.xlat_port == backend.1
-        && near.xlat_addr == *backend.0
+        && near.xlat_port == choice.port
+        && near.xlat_addr == choice.addr
     {
         let owner = near.owner;
         table::forget(&scratch.key, owner, established);

@@ -103,7 +103,7 @@ pub(super) fn refused(owner: u32, why: u32) {
 }
 
 /// Takes a row out of the established, unless it is gone; `why` is the counter that tells the reason.
-#[inline(always)]
+#[inline(never)]
 pub(super) fn leave_established(key: &FlowKey, owner: u32, why: u32) -> bool {
     // Of two CPUs that delete a row one succeeds, and that one counts.
     if maps::ESTABLISHED.remove(key).is_err() {
