@@ -53,6 +53,7 @@ pub struct Datapath {
     programs: RwLock<object::Programs>,
     pod_by_ifindex: Mutex<HashMap<MapData, u32, Pod>>,
     pod_by_addr: Mutex<HashMap<MapData, Addr, Pod>>,
+    pod_epoch: Mutex<Array<MapData, u64>>,
     frontends: Mutex<HashMap<MapData, FrontendKey, Frontend>>,
     slots: Mutex<Array<MapData, u32>>,
     backends: Mutex<Array<MapData, Backend>>,

@@ -2,8 +2,8 @@
 
 use super::Error;
 use super::pin::Pins;
-use super::pods::{absent_is_fine, addresses};
-use aya::maps::{HashMap, MapData, MapError};
+use super::pods::{absent_is_fine, addresses, next_epoch};
+use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use netd_bpf::Addr;
 use netd_bpf::flow::Share;
 use netd_bpf::pod::Pod;
@@ -19,7 +19,13 @@ pub fn remove_pod_offline(bpffs: &Path, ifindex: Option<u32>, ips: &[IpAddr]) ->
     // An agent that died while it moved the maps has left two sets in use; their tables of pods are alike.
     for pins in [Pins::current(bpffs), Pins::schema1(bpffs), Pins::next(bpffs)] {
         if let (Some(by_addr), Some(by_ifindex)) = (pins.hash("POD_BY_ADDR")?, pins.hash("POD_BY_IFINDEX")?) {
-            remove(by_addr, by_ifindex, pins.hash("SHARES")?, ifindex, ips)?;
+            let removed = remove(by_addr, by_ifindex, pins.hash("SHARES")?, ifindex, ips);
+            // Schema 1 has none. What is gone must not be remembered, whatever could not be removed.
+            if let Some(epoch) = pins.open("POD_EPOCH")? {
+                let epoch = Array::try_from(Map::Array(epoch)).map_err(Error::map("POD_EPOCH"))?;
+                next_epoch(&mut { epoch })?;
+            }
+            removed?;
         }
     }
     Ok(())

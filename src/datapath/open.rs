@@ -141,13 +141,14 @@ fn assemble(config: Config, pins: Pins, mut loaded: Loaded) -> Result<Datapath, 
         own.take_map(SWEEPS).ok_or_else(|| Error::Missing { kind: "map", name: SWEEPS.to_owned() })?;
     let sweeps = Array::try_from(sweeps).map_err(Error::map(SWEEPS))?;
     let pinned = |name| MapData::from_pin(pins.map(name)).map_err(Error::map(name));
-    Ok(Datapath {
+    let datapath = Datapath {
         means: Means::find(&mut own, &pinned("ESTABLISHED")?, &pinned("NURSERY")?),
         reclaimer: Mutex::new(Reclaimer::new(sweeps)),
         counted: Mutex::default(),
         amend,
         pod_by_ifindex: Mutex::new(loaded.take("POD_BY_IFINDEX", HashMap::try_from)?),
         pod_by_addr: Mutex::new(loaded.take("POD_BY_ADDR", HashMap::try_from)?),
+        pod_epoch: Mutex::new(loaded.take("POD_EPOCH", Array::try_from)?),
         frontends: Mutex::new(loaded.take("FRONTENDS", HashMap::try_from)?),
         slots: Mutex::new(loaded.take("SLOTS", Array::try_from)?),
         backends: Mutex::new(loaded.take("BACKENDS", Array::try_from)?),
@@ -164,5 +165,8 @@ fn assemble(config: Config, pins: Pins, mut loaded: Loaded) -> Result<Datapath, 
         programs: RwLock::new(loaded.programs),
         pins,
         config,
-    })
+    };
+    // Whoever changed rows before may not have come to say so.
+    datapath.pods_changed()?;
+    Ok(datapath)
 }

@@ -1,10 +1,12 @@
 //! Pod rows.
 
 use super::{Datapath, Error, locked};
-use aya::maps::MapError;
+use aya::maps::{Array, MapData, MapError};
 use netd_bpf::Addr;
 use netd_bpf::pod::Pod;
+use nix::time::{ClockId, clock_gettime};
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 impl Datapath {
     /// Writes a pod's rows; the last one written is the one by interface, without which the pod cannot send.
@@ -12,10 +14,18 @@ impl Datapath {
     /// # Errors
     /// A table is full; nothing of the pod stays then.
     pub fn upsert_pod(&self, pod: &Pod) -> Result<(), Error> {
-        self.write_pod(pod).inspect_err(|_| {
+        self.write_pod(pod).and_then(|()| self.pods_changed()).inspect_err(|_| {
             // The first error is the one to tell.
             drop(self.remove_pod(pod));
         })
+    }
+
+    /// Has the programs forget what they remember of pods' rows.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub(super) fn pods_changed(&self) -> Result<(), Error> {
+        next_epoch(&mut locked(&self.pod_epoch))
     }
 
     fn write_pod(&self, pod: &Pod) -> Result<(), Error> {
@@ -38,6 +48,12 @@ impl Datapath {
     /// # Errors
     /// The kernel refuses.
     pub fn remove_pod(&self, pod: &Pod) -> Result<(), Error> {
+        let removed = self.remove_rows(pod);
+        // What is gone must not be remembered, whatever could not be removed.
+        removed.and(self.pods_changed())
+    }
+
+    fn remove_rows(&self, pod: &Pod) -> Result<(), Error> {
         absent_is_fine(locked(&self.pod_by_ifindex).remove(&pod.ifindex), "POD_BY_IFINDEX")?;
         self.close_share(pod.endpoint)?;
         self.forget_drops(pod.endpoint)?;
@@ -70,6 +86,15 @@ impl Datapath {
         }
         Ok(pods.into_values().collect())
     }
+}
+
+/// Gives `POD_EPOCH` a value that it never had: the time since boot in nanoseconds, so that two who change it at
+/// once do not give it the same.
+pub(super) fn next_epoch(map: &mut Array<MapData, u64>) -> Result<(), Error> {
+    let before = map.get(&0, 0).map_err(Error::map("POD_EPOCH"))?;
+    let time = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from);
+    let time = u64::try_from(time.as_nanos()).unwrap_or_default();
+    map.set(0, time.max(before.wrapping_add(1)), 0).map_err(Error::map("POD_EPOCH"))
 }
 
 /// The pod's addresses that are set.

@@ -53,8 +53,17 @@ const fn shape<K, V>(name: &'static str, entries: u32) -> Shape {
 }
 
 /// Maps that have one size for ever.
-pub(super) const UNSIZED: [&str; 8] =
-    ["DROPS", "DROP_TOTALS", "PATHS", "EVENTS", "FLOW_COUNTS", "FRAGMENTS", "HELD", "HELD_FRAMES"];
+pub(super) const UNSIZED: [&str; 9] = [
+    "POD_EPOCH",
+    "DROPS",
+    "DROP_TOTALS",
+    "PATHS",
+    "EVENTS",
+    "FLOW_COUNTS",
+    "FRAGMENTS",
+    "HELD",
+    "HELD_FRAMES",
+];
 
 /// Tables of flows, which change together.
 pub(super) const OF_FLOWS: [&str; 3] = ["ESTABLISHED", "NURSERY", "SHARES"];

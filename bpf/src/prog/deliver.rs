@@ -1,8 +1,8 @@
 //! Delivery: into a pod of this node, to a neighbour, or to the node's own stack.
 
 use super::Outcome;
-use super::maps;
 use super::packet::{ETH_LEN, Packet, TCP, UDP};
+use super::pods;
 use super::report::Run;
 use super::rewrite;
 use crate::event::{path, reason};
@@ -60,8 +60,7 @@ pub(super) fn for_this_host(ctx: &TcContext) -> bool {
 /// By the packet's destination, after translation.
 #[inline(always)]
 pub(super) fn by_address(ctx: &TcContext, run: &Run, packet: &Packet) -> Outcome {
-    // SAFETY: the row is read within this run and never written by a program.
-    if let Some(pod) = unsafe { maps::POD_BY_ADDR.get(packet.destination) } {
+    if let Some(pod) = pods::by_addr(&packet.destination) {
         return to_local_pod(ctx, packet, pod);
     }
     by_route(ctx, run, packet)

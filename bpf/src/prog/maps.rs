@@ -4,6 +4,7 @@ use super::balance::Choice;
 use super::beside;
 use super::fragment::Fragment;
 use super::packet::Packet;
+use super::pods::{self, Seen};
 use super::report::Run;
 use super::rewrite::Translation;
 use super::sum::Summing;
@@ -23,6 +24,13 @@ use aya_ebpf::maps::{Array, HashMap, LruHashMap, LruPerCpuHashMap, PerCpuArray, 
 pub(super) static POD_BY_IFINDEX: HashMap<u32, Pod> = HashMap::with_max_entries(1024, 0);
 #[map]
 pub(super) static POD_BY_ADDR: HashMap<Addr, Pod> = HashMap::with_max_entries(2048, 0);
+/// Has another value after each change of the two above, never 0 once an agent that knows it was there.
+#[map]
+pub(super) static POD_EPOCH: Array<u64> = Array::with_max_entries(1, 0);
+#[map]
+pub(super) static SEEN_INTERFACES: PerCpuArray<Seen> = PerCpuArray::with_max_entries(pods::INTERFACES, 0);
+#[map]
+pub(super) static SEEN_ADDRESSES: PerCpuArray<Seen> = PerCpuArray::with_max_entries(pods::ADDRESSES, 0);
 #[map]
 pub(super) static FRONTENDS: HashMap<FrontendKey, Frontend> = HashMap::with_max_entries(65_536, 0);
 #[map]

@@ -11,6 +11,7 @@
 
 use super::maps::{self, REJECT_ROWS, Work};
 use super::packet::{ETH_LEN, ICMP, ICMPV6, Packet, TCP, UDP, tcp_flag};
+use super::pods;
 use super::rewrite::store;
 use super::sum::{self, Summing};
 use super::{Delivery, deliver};
@@ -35,8 +36,7 @@ const LONGEST_V6: u32 = 1280;
 #[inline(always)]
 pub(super) fn answer(ctx: &TcContext, work: &mut Work) -> Delivery {
     let Work { run, packet, summing, .. } = work;
-    // SAFETY: the row is read within this run and never written by a program.
-    let Some(pod) = (unsafe { maps::POD_BY_IFINDEX.get(run.ifindex) }) else { return Delivery::dropped() };
+    let Some(pod) = pods::by_ifindex(run.ifindex) else { return Delivery::dropped() };
     // What was sent to more than one host, and what has no transport header, is never answered (RFC 1122
     // §3.2.2, RFC 4443 §2.4 (e)). ICMP errors and multicast have no Service.
     if packet.later_fragment || !deliver::for_this_host(ctx) {
