@@ -79,6 +79,8 @@ pub mod flow_flag {
     pub const FIN_BOTH: u16 = FIN_FORWARD | FIN_REPLY;
     /// TCP: closing, in either way; a new SYN starts a new flow.
     pub const CLOSING: u16 = FIN_BOTH | RESET;
+    /// What changes in a flow's life; the rest is the flow's own from its first packet on.
+    pub const STATE: u16 = REPLIED | CLOSING | CONFIRMED | REFUSED | LAST_WAS_REPLY;
 }
 
 /// Value of `NURSERY` and `ESTABLISHED`.
@@ -182,7 +184,7 @@ pub mod sweep {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sweep {
-    /// Seconds since boot when the pass began: iterators have no cheap clock.
+    /// Seconds since boot at the first row; before, 0.
     pub now: u64,
     /// Rows to go before the next pause.
     pub left: u64,

@@ -82,8 +82,10 @@ pub fn uplink_in(ctx: &TcContext) -> i32 {
 
 #[inline(always)]
 fn run(ctx: &TcContext, stage: u8, step: impl FnOnce(&TcContext, &mut Work) -> Outcome) -> i32 {
+    let explain = report::asked_to_explain(ctx);
+    let row = if explain { work::EXPLAIN } else { work::OUTER };
     // SAFETY: see `WORK`: nobody else has it during this run, and it is taken here only.
-    let Some(mut work) = maps::WORK.get_ptr_mut(work::OUTER).map(|work| unsafe { &mut *work }) else {
+    let Some(mut work) = maps::WORK.get_ptr_mut(row).map(|work| unsafe { &mut *work }) else {
         return TC_ACT_SHOT;
     };
     if work.sending {
@@ -93,7 +95,7 @@ fn run(ctx: &TcContext, stage: u8, step: impl FnOnce(&TcContext, &mut Work) -> O
         };
         work = nested;
     }
-    work.run.start(ctx, stage);
+    work.run.start(ctx, stage, explain);
     work.packet.clear();
     let delivery = match step(ctx, work) {
         Ok(delivery) => delivery,

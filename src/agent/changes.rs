@@ -151,6 +151,9 @@ fn refusal_events(old: &ServiceStatus, new: &ServiceStatus, events: &mut Vec<Eve
     for conflict in new.conflicts.iter().filter(|conflict| !old.conflicts.contains(conflict)) {
         events.push(bad(of(&conflict.service), conflict.to_string()));
     }
+    for left_out in new.untranslatable.iter().filter(|one| !old.untranslatable.contains(one)) {
+        events.push(bad(of(&left_out.port.service), left_out.to_string()));
+    }
     if new.drift > old.drift {
         let found = new.drift - old.drift;
         let first = new.last_drift.first().map(|drift| format!(", first: {drift}")).unwrap_or_default();

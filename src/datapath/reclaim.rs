@@ -1,7 +1,7 @@
 //! Passes over the tables of flows: expired rows go, live ones are counted, and shares are compared with
 //! what their pods hold.
 //!
-//! The kernel walks the tables itself where it can ([`MapIterator`]): test and removal are one step there.
+//! The kernel walks the tables itself where it can ([`MapIterator`]): test and removal are next to one step there.
 //! Else the agent reads them in batches and has the program `amend` test again what it found expired. Either
 //! way a row goes when its lifetime is over and never because its pod, Service or backend is unknown here.
 //!
@@ -309,8 +309,7 @@ fn iterate(
     let mut swept = [Sweep::default(); 2];
     for ((table, walk), swept) in [sweep::ESTABLISHED, sweep::NURSERY].into_iter().zip(walks).zip(&mut swept)
     {
-        let begin = Sweep { now: now().into(), ..Sweep::default() };
-        sweeps.set(table, begin, 0).map_err(Error::map("SWEEPS"))?;
+        sweeps.set(table, Sweep::default(), 0).map_err(Error::map("SWEEPS"))?;
         whole = whole && walk.pass(|took| books.slice(took))?;
         *swept = sweeps.get(&table, 0).map_err(Error::map("SWEEPS"))?;
     }

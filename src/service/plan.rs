@@ -126,6 +126,26 @@ impl fmt::Display for Conflict {
     }
 }
 
+/// An SCTP port whose endpoints listen on another one. That would have to be written into each packet, and the
+/// checksum over all of it (CRC32c, RFC 9260 §6.8) be made again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Untranslatable {
+    /// The Service's port.
+    pub port: PortName,
+    /// The first of the endpoints that are left out.
+    pub endpoint: SocketAddr,
+}
+
+impl fmt::Display for Untranslatable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { port, endpoint } = self;
+        write!(
+            f,
+            "Service port {port} cannot lead to {endpoint}: the port of an SCTP packet is not translated"
+        )
+    }
+}
+
 /// What the service tables ought to hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Desired {
@@ -133,6 +153,8 @@ pub struct Desired {
     pub services: Vec<DesiredService>,
     /// Claims that were turned down.
     pub conflicts: Vec<Conflict>,
+    /// Ports with endpoints that are left out.
+    pub untranslatable: Vec<Untranslatable>,
 }
 
 /// Plans all Services of `model`. `choose` gives the endpoints of a Service port that a client of the cluster
@@ -141,7 +163,7 @@ pub fn desired<C>(model: &Model, mut choose: impl FnMut(&Service, &ServicePort, 
 where
     C: IntoIterator<Item = Choice>,
 {
-    let mut out = Desired { services: Vec::with_capacity(model.services.len()), conflicts: Vec::new() };
+    let mut out = Desired { services: Vec::with_capacity(model.services.len()), ..Desired::default() };
     let mut holders: HashMap<FrontendKey, &ObjectName> = HashMap::with_capacity(model.services.len());
     for (name, service) in &model.services {
         if service.skip_proxy {
@@ -165,12 +187,18 @@ where
                     }),
                     Entry::Vacant(vacant) => {
                         vacant.insert(name);
+                        let mut backends = backends(choose(service, port, address), address);
+                        if let Some(endpoint) = leave_out(port, &mut backends) {
+                            let (service, protocol) = (name.clone(), port.protocol);
+                            let port = PortName { service, port: port.port, protocol };
+                            out.untranslatable.push(Untranslatable { port, endpoint });
+                        }
                         frontends.push(DesiredFrontend {
                             key,
                             port: port.port,
                             protocol: port.protocol,
                             affinity_seconds: service.affinity_seconds,
-                            backends: backends(choose(service, port, address), address),
+                            backends,
                         });
                     }
                 }
@@ -181,6 +209,18 @@ where
         }
     }
     out
+}
+
+/// Takes backends out that the programs could not send to; gives the first of them.
+fn leave_out(port: &ServicePort, backends: &mut Vec<DesiredBackend>) -> Option<SocketAddr> {
+    if port.protocol != Protocol::Sctp {
+        return None;
+    }
+    let other = |backend: &DesiredBackend| u16::from_be(backend.port) != port.port;
+    let first = backends.iter().find(|backend| other(backend))?;
+    let endpoint = SocketAddr::new(first.addr.into(), u16::from_be(first.port));
+    backends.retain(|backend| !other(backend));
+    Some(endpoint)
 }
 
 /// The list in its one order. An endpoint of the other family cannot be reached through this address.

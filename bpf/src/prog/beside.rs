@@ -93,7 +93,7 @@ fn bring(key: &FlowKey, owner: u32) {
     // SAFETY: as above.
     let row = unsafe { &mut *row };
     *theirs = *row;
-    row.flags |= fit(key, theirs, now) & SEEN;
+    table::change_state(row, fit(key, theirs, now) & SEEN, 0);
     row.last_seen = now;
 }
 
@@ -102,7 +102,7 @@ fn bring(key: &FlowKey, owner: u32) {
 fn fit(key: &FlowKey, theirs: &mut Flow, now: u32) -> u16 {
     if let Some((ours, established)) = find(key) {
         if ours.same(theirs) {
-            ours.flags |= theirs.flags & (SEEN | flow_flag::CONFIRMED);
+            table::change_state(ours, theirs.flags & (SEEN | flow_flag::CONFIRMED), 0);
             if (theirs.last_seen.wrapping_sub(ours.last_seen) as i32) > 0 {
                 ours.last_seen = theirs.last_seen;
             }

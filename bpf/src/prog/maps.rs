@@ -83,8 +83,10 @@ pub(super) mod work {
     pub(in crate::prog) const NESTED: u32 = 1;
     /// A held fragment that is given up.
     pub(in crate::prog) const GIVEN_UP: u32 = 2;
+    /// The packet of an explain run, which packets may interrupt: some kernels leave softirqs on.
+    pub(in crate::prog) const EXPLAIN: u32 = 3;
     /// Number of rows.
-    pub(in crate::prog) const COUNT: u32 = 3;
+    pub(in crate::prog) const COUNT: u32 = 4;
 }
 
 /// What is known of the packet in hand.

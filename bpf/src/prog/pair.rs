@@ -4,7 +4,7 @@
 use super::balance::Choice;
 use super::beside;
 use super::maps::Scratch;
-use super::packet::{Packet, fill_key};
+use super::packet::{Packet, SCTP, fill_key};
 use super::report::Run;
 use super::rewrite::{End, Translation};
 use super::table::{self, find, limits, now};
@@ -158,6 +158,10 @@ fn far_end(
     beside::pull(&scratch.other_key, owner);
     if claim(packet, choice, scratch, high, now) {
         return Ok(high);
+    }
+    // Its checksum covers the ports and the whole packet.
+    if packet.proto == SCTP {
+        return Err(reason::NO_SOURCE_PORT);
     }
     for _ in 0..PORT_TRIES {
         // SAFETY: a helper without arguments.

@@ -1,5 +1,5 @@
 //! Reclaiming: passes over the tables of flows by the kernel's map iterator, and what else the agent has the
-//! kernel do with rows, because only here a test and what follows from it are one step.
+//! kernel do with rows, because here next to nothing comes between a test and what follows from it.
 //!
 //! These programs run for the agent, in its process, and packets' programs may interrupt them: they use no
 //! memory of those (`WORK`, `SCRATCH`), and add atomically.
@@ -7,6 +7,7 @@
 use super::maps;
 use super::table::{add, leave_established, limits, now};
 use crate::flow::{Flow, FlowKey, GRACE, Order, SLICE, Sweep, expired, flow_count, order, sweep};
+use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::TcContext;
 use core::ffi::c_void;
 use core::mem::size_of;
@@ -58,8 +59,7 @@ pub unsafe fn reclaim(element: *const Element) -> i32 {
         return then::PAUSE;
     }
     if is_expired(flow, &key, books.now as u32) {
-        books.expired += 1;
-        leave_established(&key, flow.owner, flow_count::EXPIRED);
+        books.expired += u64::from(leave_established(&key, flow.owner, flow_count::EXPIRED));
         return then::GO_ON;
     }
     books.alive += 1;
@@ -90,9 +90,14 @@ pub unsafe fn census(element: *const Element) -> i32 {
     then::GO_ON
 }
 
-/// True when the slice is used up.
+/// True when the slice is used up. Notes the time at the first row: the agent's clock may be another
+/// (time_namespaces(7)).
 #[inline(always)]
 fn pause(books: &mut Sweep) -> bool {
+    if books.now == 0 {
+        // SAFETY: a helper without arguments; an iterator has no coarse clock.
+        books.now = unsafe { bpf_ktime_get_ns() } / 1_000_000_000;
+    }
     if books.left == 0 {
         books.left = SLICE;
         return true;

@@ -24,10 +24,10 @@ pub(super) struct Run {
 
 impl Run {
     #[inline(always)]
-    pub(super) fn start(&mut self, ctx: &TcContext, stage: u8) {
+    pub(super) fn start(&mut self, ctx: &TcContext, stage: u8, explain: bool) {
         // SAFETY: the context is valid for the whole run.
         self.set(stage, unsafe { (*ctx.skb.skb).ifindex });
-        self.explain = asked_to_explain(ctx);
+        self.explain = explain;
     }
 
     /// As if nothing else were known.
@@ -146,7 +146,7 @@ fn add(count: *mut Count, bytes: u32) {
 
 /// True when the packet carries the agent's secret.
 #[inline(always)]
-fn asked_to_explain(ctx: &TcContext) -> bool {
+pub(super) fn asked_to_explain(ctx: &TcContext) -> bool {
     let skb = ctx.skb.skb;
     // SAFETY: `cb` is readable context memory, the secret is read-only data; volatile, because the loader
     // puts the secret's real value in after the compiler has seen zeros.

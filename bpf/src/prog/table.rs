@@ -1,17 +1,20 @@
 //! The two tables of flows as one: looking up, recording, moving rows between them, counting.
 //!
 //! A key is in one of them, but for the moment in which a row moves: it is written to its new table first.
-//! Rows are updated without locks. Two CPUs that see both directions at once may lose a flag or a second of
-//! `last_seen`; neither breaks a flow.
+//! Rows are updated without locks, and a row that a packet has found may meanwhile be removed and its memory be
+//! another flow's: the kernel gives it away at once. So only the state of a flow is ever written into a row that
+//! stands, bit by bit ([`change_state`]); what the flow is, is written with the row and never again.
 
 use super::{beside, maps};
-use crate::flow::{Flow, FlowKey, Limits, flow_count};
+use crate::flow::{Flow, FlowKey, Limits, flow_count, flow_flag};
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
-use core::intrinsics::{AtomicOrdering, atomic_xadd};
+use core::intrinsics::{AtomicOrdering, atomic_and, atomic_or, atomic_xadd};
 
 const BPF_NOEXIST: u64 = 1;
 /// `-EEXIST`.
 const EXISTS: i32 = -17;
+/// `-E2BIG`: how a full hash table answers.
+pub(super) const FULL: i32 = -7;
 
 /// Seconds since boot.
 #[inline(always)]
@@ -43,6 +46,30 @@ pub(super) fn find(key: &FlowKey) -> Option<(&'static mut Flow, bool)> {
     }
     // SAFETY: as above.
     maps::NURSERY.get_ptr_mut(key).map(|flow| (unsafe { &mut *flow }, false))
+}
+
+/// Sets and clears bits of a row's state ([`flow_flag::STATE`]).
+#[inline(always)]
+pub(super) fn change_state(flow: &mut Flow, set: u16, clear: u16) {
+    let word = (&raw mut *flow).cast::<u32>();
+    let (set, clear) = (in_first_word(set & flow_flag::STATE), in_first_word(clear & flow_flag::STATE));
+    // SAFETY: the first, aligned word of a row that stays readable memory for the whole run.
+    unsafe {
+        if set != 0 {
+            atomic_or::<u32, u32, { AtomicOrdering::Relaxed }>(word, set);
+        }
+        if clear != 0 {
+            atomic_and::<u32, u32, { AtomicOrdering::Relaxed }>(word, !clear);
+        }
+    }
+}
+
+/// Flags as they stand in the first word of a [`Flow`].
+#[inline(always)]
+const fn in_first_word(flags: u16) -> u32 {
+    const _: () = assert!(core::mem::offset_of!(Flow, flags) == 2);
+    let [a, b] = flags.to_ne_bytes();
+    u32::from_ne_bytes([0, 0, a, b])
 }
 
 /// Records a new flow's row, or moves one back that is closed.

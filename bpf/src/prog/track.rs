@@ -189,7 +189,7 @@ fn touch(flow: &mut Flow, packet: &Packet, key: &FlowKey, way: Way, now: u32) {
     if flags == flow.flags && flow.last_seen == now {
         return;
     }
-    flow.flags = flags;
+    table::change_state(flow, flags & !flow.flags, flow.flags & !flags);
     flow.last_seen = now;
     let directions = u32::from(way.forward) | u32::from(way.established) << 1;
     settle(flow, packet, key, directions, now);
@@ -229,10 +229,11 @@ fn settle(flow: &mut Flow, packet: &Packet, key: &FlowKey, way: u32, now: u32) {
             Some((half, there)) if belong(half, &scratch.other) => {
                 // What one half alone may have seen stays; what this one takes back goes.
                 const TAKEN_BACK: u16 = flow_flag::RESET | flow_flag::LAST_WAS_REPLY | flow_flag::REFUSED;
-                half.flags = half.flags & !TAKEN_BACK | scratch.other.flags;
+                let flags = half.flags & !TAKEN_BACK | scratch.other.flags;
+                table::change_state(half, flags & !half.flags, half.flags & !flags);
                 half.turns = flow.turns;
                 half.last_seen = now;
-                scratch.other.flags = half.flags;
+                scratch.other.flags = flags;
                 other_established = there;
                 other = Some(half);
             }
@@ -266,10 +267,15 @@ fn settle(flow: &mut Flow, packet: &Packet, key: &FlowKey, way: u32, now: u32) {
     scratch.flow.flags &= !flow_flag::REFUSED;
     scratch.other.flags &= !flow_flag::REFUSED;
     let both = translated && !other_established;
-    if both && table::promote(&scratch.other_key, &scratch.other).is_err() {
-        refuse(flow, other, flow_count::REFUSED_FULL);
-    } else if !established && table::promote(key, &scratch.flow).is_err() {
-        refuse(flow, other, flow_count::REFUSED_FULL);
+    if both && let Err(error) = table::promote(&scratch.other_key, &scratch.other) {
+        if error == table::FULL {
+            refuse(flow, other, flow_count::REFUSED_FULL);
+        }
+    } else if !established && let Err(error) = table::promote(key, &scratch.flow) {
+        if error == table::FULL {
+            // The other half has moved, if there was one.
+            refuse(flow, None, flow_count::REFUSED_FULL);
+        }
         // One half alone is worth no room.
         if both && table::record(&scratch.other_key, &scratch.other).is_ok() {
             table::leave_established(&scratch.other_key, flow.owner, flow_count::CLOSED);
@@ -283,9 +289,9 @@ fn refuse(flow: &mut Flow, other: Option<&mut Flow>, why: u32) {
     if flow.flags & flow_flag::REFUSED != 0 {
         return;
     }
-    flow.flags |= flow_flag::REFUSED;
+    table::change_state(flow, flow_flag::REFUSED, 0);
     if let Some(other) = other {
-        other.flags |= flow_flag::REFUSED;
+        table::change_state(other, flow_flag::REFUSED, 0);
     }
     table::refused(flow.owner, why);
 }

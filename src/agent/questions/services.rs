@@ -79,6 +79,10 @@ impl Moment {
         if let Some(refusal) = self.status.waiting.iter().find(|refusal| refusal.service == *name) {
             return (ServiceState::Waiting, Some(refusal.to_string()));
         }
+        let left_out = self.desired.untranslatable.iter().find(|one| one.port.service == *name);
+        if let Some(left_out) = left_out {
+            return (ServiceState::Refused, Some(left_out.to_string()));
+        }
         let differences: Vec<&str> =
             views.iter().flat_map(|view| &view.differences).map(String::as_str).collect();
         match differences.first() {

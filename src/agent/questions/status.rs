@@ -286,6 +286,9 @@ fn service_problems(services: &ServiceStatus, problems: &mut Vec<Problem>) {
     told(Part::Services, &services.conflicts, problems, |conflict| {
         error_of(Part::Services, conflict.to_string(), format!("netd svc show {}", conflict.holder))
     });
+    told(Part::Services, &services.untranslatable, problems, |one| {
+        error_of(Part::Services, one.to_string(), format!("netd svc show {}", one.port.service))
+    });
     told(Part::Services, &services.waiting, problems, |refusal| Problem {
         level: Level::Warning,
         ..error_of(Part::Services, refusal.to_string(), format!("netd svc show {}", refusal.service))

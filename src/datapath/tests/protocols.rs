@@ -2,10 +2,11 @@
 
 use super::frames::{TCP, UDP, packet, raw};
 use super::rig::{Rig, isolated};
-use netd_bpf::event::path;
+use netd_bpf::event::{path, reason};
 use netd_bpf::service::kind;
 
 const OK: i32 = 0;
+const SHOT: i32 = 2;
 const REDIRECT: i32 = 7;
 const SCTP: u8 = 132;
 
@@ -66,6 +67,54 @@ fn sctp_gre_and_esp_go_from_pod_to_pod_as_they_are() {
         let paths = rig.datapath.path_counts().unwrap();
         assert_eq!(paths[path::PEER as usize].1.packets, 14);
         assert!(rig.datapath.flows().unwrap().iter().all(|row| row.key.proto == SCTP));
+    });
+}
+
+/// The INIT's way back: ports swapped.
+fn answer() -> [u8; 32] {
+    let mut answer = INIT;
+    answer[..4].rotate_left(2);
+    answer
+}
+
+#[test]
+fn an_sctp_service_translates_addresses_and_leaves_the_rest() {
+    isolated(|| {
+        for (v6, client, vip, backend) in
+            [(false, "10.0.0.1", "10.96.0.1", "10.0.0.2"), (true, "fd00::1", "fd96::1", "fd00::2")]
+        {
+            let rig = Rig::new();
+            rig.service(vip, 80, SCTP, &[(backend, 80)]);
+            for _ in 0..2 {
+                let ran = rig.pod_sends(&raw(client, vip, SCTP, &INIT));
+                assert_eq!(ran.verdict, REDIRECT);
+                assert_eq!(packet(&ran.packet), one_hop(&raw(client, backend, SCTP, &INIT), v6));
+                let ran = rig.pod_receives(&raw(backend, client, SCTP, &answer()));
+                assert_eq!(ran.verdict, OK);
+                assert_eq!(packet(&ran.packet), packet(&raw(vip, client, SCTP, &answer())));
+            }
+            assert!(rig.datapath.flows().unwrap().iter().all(|row| row.key.proto == SCTP));
+        }
+    });
+}
+
+#[test]
+fn an_sctp_association_that_would_need_another_port_is_refused_by_name() {
+    isolated(|| {
+        for (client, vips, backend) in [
+            ("10.0.0.1", ["10.96.0.1", "10.96.0.2"], "10.0.0.2"),
+            ("fd00::1", ["fd96::1", "fd96::2"], "fd00::2"),
+        ] {
+            let rig = Rig::new();
+            for vip in vips {
+                rig.service(vip, 80, SCTP, &[(backend, 80)]);
+            }
+            let [first, second] = vips.map(|vip| rig.pod_sends(&raw(client, vip, SCTP, &INIT)).verdict);
+            assert_eq!((first, second), (REDIRECT, SHOT));
+            let drops = rig.datapath.drop_counts().unwrap();
+            assert_eq!(drops.iter().map(|(key, _)| key.reason).collect::<Vec<_>>(), [reason::NO_SOURCE_PORT]);
+            assert_eq!(rig.datapath.flows().unwrap().len(), 2);
+        }
     });
 }
 

@@ -1,6 +1,6 @@
 //! What the Service reconciler tells of itself.
 
-use crate::service::plan::Conflict;
+use crate::service::plan::{Conflict, Untranslatable};
 use crate::service::tables::{Drift, Refusal, Usages};
 use serde::Serialize;
 
@@ -23,6 +23,8 @@ pub struct ServiceStatus {
     pub waiting: Vec<Refusal>,
     /// Addresses that two Services claim.
     pub conflicts: Vec<Conflict>,
+    /// Ports with endpoints that are left out.
+    pub untranslatable: Vec<Untranslatable>,
     /// Why the kernel is not as it ought to be, if the last step failed.
     pub error: Option<String>,
     /// Steps that failed in a row.
@@ -47,5 +49,6 @@ impl ServiceStatus {
             && self.refused.is_empty()
             && self.waiting.is_empty()
             && self.conflicts.is_empty()
+            && self.untranslatable.is_empty()
     }
 }

@@ -142,7 +142,7 @@ fn desired(services: &[(u8, &[u8])]) -> Desired {
             frontends: vec![frontend(*n, backends)],
         })
         .collect();
-    Desired { services, conflicts: Vec::new() }
+    Desired { services, ..Desired::default() }
 }
 
 /// A reconciler at work, over maps that outlive it.

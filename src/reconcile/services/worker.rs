@@ -150,6 +150,12 @@ impl<M: ServiceMaps> Worker<M> {
             }
         }
         self.status.conflicts.clone_from(&goal.desired.conflicts);
+        for left_out in &goal.desired.untranslatable {
+            if !self.status.untranslatable.contains(left_out) {
+                warn!("{left_out}");
+            }
+        }
+        self.status.untranslatable.clone_from(&goal.desired.untranslatable);
         self.status.services = goal.desired.services.len();
         let empty = goal.desired.services.iter().filter(|service| service.is_empty());
         self.status.without_endpoints = empty.count();

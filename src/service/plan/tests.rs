@@ -67,6 +67,25 @@ fn every_address_and_port_is_a_frontend() {
 }
 
 #[test]
+fn an_sctp_port_leads_only_to_endpoints_with_the_same_port() {
+    let ports = [port(8080, Protocol::Sctp), port(38412, Protocol::Sctp), port(80, Protocol::Udp)];
+    let model = model([service("amf", &["10.96.0.10", "fd00::10"], &ports)]);
+    let choices = || ["10.0.0.1", "10.0.0.2", "fd00::1"].map(|address| choice(address, true));
+    let desired = desired(&model, |_, _, _| choices());
+    let [amf] = &desired.services[..] else { panic!("{desired:?}") };
+    let backends: Vec<usize> = amf.frontends.iter().map(|frontend| frontend.backends.len()).collect();
+    assert_eq!(backends, [2, 1, 0, 0, 2, 1]);
+    let told: Vec<String> = desired.untranslatable.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        told,
+        ["10.0.0.1:8080", "[fd00::1]:8080"].map(|endpoint| format!(
+            "Service port default/amf:38412/SCTP cannot lead to {endpoint}: the port of an SCTP packet is not \
+             translated"
+        ))
+    );
+}
+
+#[test]
 fn headless_services_and_those_of_another_proxy_are_not_ours() {
     let http = [port(80, Protocol::Tcp)];
     let mut other = service("other", &["10.96.0.2"], &http);

@@ -67,7 +67,7 @@ fn desired(wants: &Wants) -> Desired {
             frontends,
         })
         .collect();
-    Desired { services, conflicts: Vec::new() }
+    Desired { services, ..Desired::default() }
 }
 
 fn targets(frontend: &DesiredFrontend) -> Vec<Target> {

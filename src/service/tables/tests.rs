@@ -24,7 +24,7 @@ fn service(n: u8, backends: impl IntoIterator<Item = u32>) -> DesiredService {
 }
 
 fn desired(services: impl IntoIterator<Item = DesiredService>) -> Desired {
-    Desired { services: services.into_iter().collect(), conflicts: Vec::new() }
+    Desired { services: services.into_iter().collect(), ..Desired::default() }
 }
 
 fn empty(frontends: u32, backends: u32, slots: u32) -> (Tables, Instant) {

@@ -103,7 +103,7 @@ fn desired(state: &State) -> Desired {
             frontends: frontends.map(|(proto, v6)| frontend(service, set, proto, v6)).to_vec(),
         })
     });
-    Desired { services: services.collect(), conflicts: Vec::new() }
+    Desired { services: services.collect(), ..Desired::default() }
 }
 
 fn frees(op: &Op) -> bool {
