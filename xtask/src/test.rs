@@ -36,8 +36,12 @@ pub(crate) fn run(full: bool, args: &[String]) -> Result<()> {
         steps.take("distribution binary", crate::dist::run)?;
     }
     let tested = if kernels {
-        let binary = full.then(|| cargo::target_dir().join("dist/netd"));
-        steps.take("kernels", || vm::test(&vm::Options::all(binary)))?
+        let binary = if full {
+            cargo::target_dir().join("dist/netd")
+        } else {
+            steps.take("static binary", crate::dist::build_for_tests)?
+        };
+        steps.take("kernels", || vm::test(&vm::Options::all(Some(binary))))?
     } else {
         Vec::new()
     };

@@ -41,9 +41,10 @@ impl FromIterator<f64> for Series {
     }
 }
 
-/// In which order `count` subjects are measured in a round.
+/// In which order `count` subjects are measured in a round: of two rounds the second is the first backwards, and
+/// the next two begin one further.
 pub(crate) fn order(count: usize, round: usize) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..count).map(|i| (i + round) % count).collect();
+    let mut order: Vec<usize> = (0..count).map(|i| (i + round / 2) % count).collect();
     if round % 2 == 1 {
         order.reverse();
     }

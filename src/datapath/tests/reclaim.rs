@@ -7,6 +7,7 @@ use crate::datapath::{Datapath, Error, FlowRow, Pass, Way, locked, remove_pod_of
 use netd_bpf::flow::{Flow, FlowKey, GRACE, Limits, SLICE, Share, flow_count, flow_flag, lifetime, role};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -14,12 +15,18 @@ const VIP: &str = "10.96.0.1:80";
 const BACKEND: &str = "10.1.0.1:8080";
 
 /// A rig for each way of making passes.
-fn each_way(config: impl Fn(&mut crate::datapath::config::Config)) -> [Rig; 2] {
-    let (iterator, mut batch) = (Rig::with(&config), Rig::with(&config));
-    assert_eq!(iterator.datapath.reclaim_way(), Way::Iterator, "on the machine that builds netd");
+fn each_way(config: impl Fn(&mut crate::datapath::config::Config)) -> Vec<Rig> {
+    let mut batch = Rig::with(&config);
+    if let Way::Batch { because } = batch.datapath.reclaim_way()
+        && !Path::new("/sys/kernel/btf/vmlinux").exists()
+    {
+        println!("skipped: no map iterator: {because}");
+        return vec![batch];
+    }
+    assert_eq!(batch.datapath.reclaim_way(), Way::Iterator);
     Arc::get_mut(&mut batch.datapath).expect("nobody else has it").forgo_iterator();
     assert!(matches!(batch.datapath.reclaim_way(), Way::Batch { .. }));
-    [iterator, batch]
+    vec![Rig::with(&config), batch]
 }
 
 fn pass(rig: &Rig) -> Pass {

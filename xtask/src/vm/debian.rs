@@ -79,14 +79,10 @@ fn image(folder: &Path) -> Result<Image> {
     bail!("no kernel in {}", boot.display())
 }
 
-/// Unpacks beside the place and moves there, so that the place has a whole package or none.
+/// Unpacks beside the place and moves there, so that the place has a whole package, be it the former one.
 fn unpack(archive: &Path, to: &Path) -> Result<()> {
     let fresh = to.with_added_extension("new");
-    for folder in [&fresh, &to.to_path_buf()] {
-        if folder.exists() {
-            fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
-        }
-    }
+    remove(&fresh)?;
     fs::create_dir_all(&fresh).with_context(|| format!("cannot make {}", fresh.display()))?;
     let mut read = cargo::program("dpkg-deb")
         .arg("--fsys-tarfile")
@@ -101,7 +97,18 @@ fn unpack(archive: &Path, to: &Path) -> Result<()> {
     let status = read.wait().context("cannot wait for dpkg-deb")?;
     written.with_context(|| format!("cannot unpack {}", archive.display()))?;
     ensure!(status.success(), "dpkg-deb: {}: {status}", archive.display());
+    remove(to)?;
     fs::rename(&fresh, to).with_context(|| format!("cannot make {}", to.display()))
+}
+
+/// Removes a folder, if there is one.
+fn remove(folder: &Path) -> Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", folder.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// apt with its own lists and sources.

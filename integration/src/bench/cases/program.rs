@@ -91,7 +91,7 @@ fn measure(rig: &Rig, options: &Options) -> Result<Vec<Row>> {
     let rounds = u32::try_from(options.rounds())?;
     let runs = options.pick(8_000, 2_000);
     // Hot and random each.
-    let new = runs.min(rig::NEW / rounds / 2);
+    let new = runs.min(rig::NEW / rounds / 2).max(1);
     let mut random = Random::new();
     let [mut clock, mut single, mut looped] = [(); 3].map(|()| Series::default());
     let mut all = KINDS.map(|_| [Series::default(), Series::default()]);
