@@ -3,7 +3,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use netd_integration::lab::{Lab, Namespace};
-use netd_integration::node::{PORT, Server, addresses};
+use netd_integration::node::{PORT, Pod, Server, addresses};
 use netd_integration::site::{Families, Site, VIP_PORT, VIPS, at};
 use netd_integration::traffic::{self, Echo, Flow, Proto, Sink};
 use netd_integration::wait;
@@ -217,37 +217,69 @@ fn a_port_is_used_again_for_the_service_and_for_its_backend() -> Result<()> {
     })
 }
 
+/// Sends much through a Service to a pod here and one on another node; gives the mean length of the packets.
+fn transfers(lab: &Lab, prepare: impl Fn(&Pod) -> Result<()>) -> Result<Vec<(bool, u64)>> {
+    const BYTES: u64 = 200 << 20;
+    let site = Site::three_nodes(lab)?;
+    site.start_all()?;
+    let client = site.node("a")?.add_pod("client")?;
+    let near = site.node("a")?.add_pod("near")?;
+    let far = site.node("c")?.add_pod("far")?;
+    prepare(&client)?;
+    site.state.service("web", &VIPS, VIP_PORT, &[])?;
+    let mut means = Vec::new();
+    for (server, v6) in [(&near, false), (&far, false), (&near, true), (&far, true)] {
+        site.state.slices("web", PORT, &server.addresses)?;
+        let [vip4, vip6] = VIPS;
+        let target = at(if v6 { vip6 } else { vip4 });
+        let echo = traffic::Echo::start(&server.netns, &server.name, PORT)?;
+        traffic::answering(&client.netns, Proto::Tcp, target, &[&server.name])?;
+        drop(echo);
+        let sink = Sink::start(&server.netns, PORT)?;
+        let before = (sent(&client.netns)?, by_stack(&site)?);
+        traffic::send_bulk(&client.netns, target, BYTES)?;
+        ensure!(sink.join()? == BYTES);
+        let (after, more) = (sent(&client.netns)?, by_stack(&site)? - before.1);
+        let before = before.0;
+        ensure!(more < 100, "{more} packets went through the node's own stack");
+        means.push((v6, (after.0 - before.0) / (after.1 - before.1)));
+    }
+    Ok(means)
+}
+
 #[test]
 fn large_transfers_keep_their_bytes_and_their_offloads() -> Result<()> {
-    const BYTES: u64 = 200 << 20;
     Lab::run(|lab| {
-        let site = Site::three_nodes(lab)?;
-        site.start_all()?;
-        let client = site.node("a")?.add_pod("client")?;
-        let near = site.node("a")?.add_pod("near")?;
-        let far = site.node("c")?.add_pod("far")?;
-        site.state.service("web", &VIPS, VIP_PORT, &[])?;
-        for (server, v6) in [(&near, false), (&far, false), (&near, true), (&far, true)] {
-            site.state.slices("web", PORT, &server.addresses)?;
-            let [vip4, vip6] = VIPS;
-            let target = at(if v6 { vip6 } else { vip4 });
-            let address = server.address(v6)?;
-            let echo = traffic::Echo::start(&server.netns, &server.name, PORT)?;
-            traffic::answering(&client.netns, Proto::Tcp, target, &[&server.name])?;
-            drop(echo);
-            let sink = Sink::start(&server.netns, PORT)?;
-            let before = sent(&client.netns)?;
-            traffic::send_bulk(&client.netns, target, BYTES)?;
-            ensure!(sink.join()? == BYTES);
-            let after = sent(&client.netns)?;
-            let mean = (after.0 - before.0) / (after.1 - before.1);
+        for (v6, mean) in transfers(lab, |_| Ok(()))? {
             ensure!(
                 mean > 4000,
-                "{mean} bytes a packet to {address}: segmentation is not left to the device"
+                "{mean} bytes a packet (IPv6: {v6}): segmentation is not left to the device"
             );
         }
         Ok(())
     })
+}
+
+/// Packets beyond 64 KiB, which have a jumbo payload option (RFC 2675) on the way.
+#[test]
+fn big_tcp_passes_a_service() -> Result<()> {
+    const MOST: u32 = 131_072;
+    Lab::run(|lab| {
+        let means = transfers(lab, |client| {
+            client.netns.ip(&format!("link set eth0 gso_max_size {MOST}")).map(drop)
+        })?;
+        for (v6, mean) in means {
+            ensure!(mean > 4000, "{mean} bytes a packet (IPv6: {v6})");
+            ensure!(!v6 || mean > 65_536, "{mean} bytes a packet: none is beyond 64 KiB");
+        }
+        Ok(())
+    })
+}
+
+/// Packets that node a's programs left to its stack.
+fn by_stack(site: &Site<'_>) -> Result<u64> {
+    let status = site.node("a")?.api_json("/v1/status")?;
+    status.pointer("/datapath/packets/stack").and_then(serde_json::Value::as_u64).context("no count")
 }
 
 /// Bytes and packets that a pod sent.

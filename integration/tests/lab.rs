@@ -45,7 +45,8 @@ fn hosts_talk_across_a_router() -> Result<()> {
         }
         let shares = traffic::shares(&a, Proto::Tcp, "10.2.0.2:7000".parse()?, 50)?;
         ensure!(shares.get("b") == Some(&50), "{shares:?}");
-        ensure!(echo.answered() == 54, "{} answered", echo.answered());
+        // It counts when it has answered.
+        wait::holds("54 answers to be counted", || Ok(echo.answered() == 54))?;
 
         let sink = Sink::start(&b, 7001)?;
         traffic::send_bulk(&a, "[fd02::2]:7001".parse()?, 5_000_000)?;

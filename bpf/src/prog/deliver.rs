@@ -26,6 +26,10 @@ const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const PACKET_HOST: u32 = 0;
 
+const IPV6_LEN: u32 = 40;
+/// A hop-by-hop header with nothing but the jumbo payload option.
+const JUMBO_LEN: u32 = 8;
+
 const FIB_SUCCESS: i64 = 0;
 const FIB_BLACKHOLE: i64 = 1;
 const FIB_NO_NEIGH: i64 = 7;
@@ -151,7 +155,9 @@ fn longest_segment(ctx: &TcContext, packet: &Packet) -> Option<u16> {
         (BY_FRAGMENTS, _) => return None,
         (_, TCP) => {
             let offset: u8 = ctx.load(packet.l4 as usize + 12).ok()?;
-            packet.l4 - ETH_LEN + u32::from(offset >> 4) * 4 + segment
+            // A packet beyond 64 KiB has a jumbo payload option (RFC 2675), which goes with the segmentation.
+            let jumbo = if packet.v6 && ctx.len() > ETH_LEN + IPV6_LEN + 0xffff { JUMBO_LEN } else { 0 };
+            packet.l4 - jumbo - ETH_LEN + u32::from(offset >> 4) * 4 + segment
         }
         (_, UDP) => packet.l4 - ETH_LEN + 8 + segment,
         _ => return None,
