@@ -142,8 +142,8 @@ impl Old {
                 service: SERVICE,
                 backend: 7,
                 backend_generation: 4,
-                created: now() - age.0,
-                last_seen: now() - age.1,
+                created: now().wrapping_sub(age.0),
+                last_seen: now().wrapping_sub(age.1),
                 ..schema1::Flow::default()
             };
             flows.insert(key, row, 0).unwrap();
