@@ -133,6 +133,7 @@ fn passes(state: &State, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     for (name, help, count) in [
         ("reclaim_passes", "Passes over the tables of flows", totals.passes),
         ("reclaim_shares_corrected", "Times that a pod's share of the flows was off", totals.corrected),
+        ("reclaim_shares_mended", "Shares of flows that a pod lacked or that were nobody's", totals.mended),
     ] {
         let counter = ConstCounter::new(count);
         counter.encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;

@@ -10,7 +10,7 @@ use super::tasks::Failure;
 use crate::answer::status::Refused;
 use crate::datapath::{FlowFill, Pass, Way};
 use netd_bpf::flow::Share;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -22,8 +22,10 @@ const RELAXED: Duration = Duration::from_secs(10);
 const PRESSED: Duration = Duration::from_secs(2);
 /// A pass may take so much of the time from its end to the next one's: one part in ...
 const LOAD: u32 = 20;
-/// Refusals of one pod are logged once in so long, with their number.
+/// Refusals of one pod for one cause are logged once in so long, with their number.
 const LOG_EVERY: Duration = Duration::from_secs(60);
+/// Refusals no older than this go on.
+const LATELY: Duration = Duration::from_secs(60);
 
 /// What passes have come to since the agent began.
 #[derive(Debug, Default)]
@@ -47,6 +49,8 @@ pub(super) struct Totals {
     pub(super) removed: u64,
     /// Shares found off and corrected.
     pub(super) corrected: u64,
+    /// Shares made or removed because pods lacked them or nobody had them.
+    pub(super) mended: u64,
     /// Rows of pods that are gone, at the last pass.
     pub(super) ownerless: u64,
     /// Length of the last pass.
@@ -82,6 +86,7 @@ impl Reclaimed {
         totals.passes += 1;
         totals.removed += pass.established.expired;
         totals.corrected += pass.corrected.len() as u64;
+        totals.mended += pass.mended;
         totals.ownerless = pass.ownerless;
         totals.last = pass.took;
         totals.worst_slice = totals.worst_slice.max(pass.worst_slice);
@@ -125,13 +130,16 @@ fn step(state: &State, cancel: &CancellationToken) -> Result<Option<Duration>, F
     state.reclaimed.note(&pass);
     tracing::debug!(
         target: "netd::flows",
-        "a pass in {:?}: {} established, {} removed, {} of pods that are gone; {} new, {} of them expired",
+        "a pass in {:?} and {} slices: {} established, {} removed, {} of pods that are gone; {} of {} new, {} \
+         of them within their lifetime",
         pass.took,
+        pass.slices,
         pass.established.alive,
         pass.established.expired,
         pass.ownerless,
-        pass.nursery.alive + pass.nursery.expired,
-        pass.nursery.expired,
+        fill.nursery,
+        fill.nursery_limit,
+        fill.nursery_alive,
     );
     for (endpoint, rows) in &pass.corrected {
         tracing::warn!(
@@ -175,7 +183,7 @@ fn pause(fill: &FlowFill, took: Duration) -> Duration {
     wanted.max(took.saturating_mul(LOAD))
 }
 
-/// Refusals by pod, from counters that only grow.
+/// Refusals by pod, from counters that only grow while a share is open.
 #[derive(Debug, Default)]
 struct Refusals {
     pods: BTreeMap<u32, Tally>,
@@ -185,33 +193,78 @@ struct Refusals {
 
 #[derive(Debug)]
 struct Tally {
-    /// As the agent, or the pod, began.
-    base: Share,
-    now: Share,
-    told: Share,
+    /// At the last pass.
+    share: Share,
+    share_used_up: Cause,
+    table_full: Cause,
+}
+
+/// Refusals of one pod for one cause.
+#[derive(Debug, Default)]
+struct Cause {
+    /// Since the agent, or the pod, began.
+    all: u64,
+    untold: u64,
     told_at: Option<Instant>,
-    /// When there was more than before.
-    grew_at: Option<Instant>,
+    /// When passes found more, and how many; what is older than [`LATELY`] is forgotten at the next pass.
+    grown: VecDeque<(Instant, u64)>,
+}
+
+impl Cause {
+    fn add(&mut self, more: u64, now: Instant) {
+        self.grown.retain(|(at, _)| is_late(*at, now));
+        if more > 0 {
+            self.all += more;
+            self.untold += more;
+            self.grown.push_back((now, more));
+        }
+    }
+
+    /// What is to be logged now: zero if nothing is, or if it is too soon.
+    fn due(&mut self, now: Instant) -> u64 {
+        if self.untold == 0 || self.told_at.is_some_and(|at| now.duration_since(at) < LOG_EVERY) {
+            return 0;
+        }
+        self.told_at = Some(now);
+        std::mem::take(&mut self.untold)
+    }
+
+    fn lately(&self, now: Instant) -> u64 {
+        self.grown.iter().filter(|(at, _)| is_late(*at, now)).map(|(_, more)| more).sum()
+    }
+}
+
+fn is_late(at: Instant, now: Instant) -> bool {
+    now.duration_since(at) < LATELY
 }
 
 impl Refusals {
-    /// Takes in the counters; gives what to log: refusals since the last line about that pod.
+    /// Takes in the counters; gives what to log: refusals since the last line about that pod and cause.
     fn note(&mut self, shares: &BTreeMap<u32, Share>, now: Instant) -> Vec<Refused> {
         let mut lines = Vec::new();
         self.pods.retain(|endpoint, _| shares.contains_key(endpoint));
         for (endpoint, share) in shares {
-            let base = if self.begun { Share::default() } else { *share };
-            let fresh = || Tally { base, now: base, told: base, told_at: None, grew_at: None };
+            let before = if self.begun { Share::default() } else { *share };
+            let fresh =
+                || Tally { share: before, share_used_up: Cause::default(), table_full: Cause::default() };
             let tally = self.pods.entry(*endpoint).or_insert_with(fresh);
-            if refusals(*endpoint, &tally.now, share).any() {
-                tally.grew_at = Some(now);
+            let mut before = tally.share;
+            if share.refused_share < before.refused_share || share.refused_full < before.refused_full {
+                // Closed and opened again meanwhile.
+                before = Share::default();
             }
-            tally.now = *share;
-            let since = refusals(*endpoint, &tally.told, share);
-            let quiet = tally.told_at.is_some_and(|at| now.duration_since(at) < LOG_EVERY);
-            if since.any() && !quiet {
-                (tally.told, tally.told_at) = (*share, Some(now));
-                lines.push(since);
+            tally.share_used_up.add(share.refused_share.saturating_sub(before.refused_share), now);
+            tally.table_full.add(share.refused_full.saturating_sub(before.refused_full), now);
+            tally.share = *share;
+            let line = Refused {
+                endpoint: *endpoint,
+                rows: rows(share),
+                share_used_up: tally.share_used_up.due(now),
+                table_full: tally.table_full.due(now),
+                ..Refused::default()
+            };
+            if line.any() {
+                lines.push(line);
             }
         }
         self.begun = true;
@@ -219,10 +272,19 @@ impl Refusals {
     }
 
     fn list(&self, now: Instant) -> Vec<Refused> {
-        let recent = |at: Instant| now.duration_since(at) < LOG_EVERY;
-        let all = self.pods.iter().map(|(endpoint, tally)| Refused {
-            now: tally.grew_at.is_some_and(recent),
-            ..refusals(*endpoint, &tally.base, &tally.now)
+        let all = self.pods.iter().map(|(endpoint, tally)| {
+            let (share, table) = (&tally.share_used_up, &tally.table_full);
+            let (share_used_up_lately, table_full_lately) = (share.lately(now), table.lately(now));
+            Refused {
+                endpoint: *endpoint,
+                pod: None,
+                rows: rows(&tally.share),
+                share_used_up: share.all,
+                table_full: table.all,
+                share_used_up_lately,
+                table_full_lately,
+                now: share_used_up_lately + table_full_lately > 0,
+            }
         });
         let mut some: Vec<Refused> = all.filter(Refused::any).collect();
         some.sort_by_key(|one| std::cmp::Reverse(one.share_used_up + one.table_full));
@@ -230,14 +292,8 @@ impl Refusals {
     }
 }
 
-fn refusals(endpoint: u32, before: &Share, after: &Share) -> Refused {
-    Refused {
-        endpoint,
-        rows: after.rows().try_into().unwrap_or_default(),
-        share_used_up: after.refused_share.saturating_sub(before.refused_share),
-        table_full: after.refused_full.saturating_sub(before.refused_full),
-        ..Refused::default()
-    }
+fn rows(share: &Share) -> u64 {
+    share.rows().try_into().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -281,6 +337,44 @@ mod tests {
         assert_eq!(listed, [(1, 5, true), (2, 2, false)], "all since the agent began");
 
         assert_eq!(refusals.note(&BTreeMap::from([(2, share(2, 0))]), start + LOG_EVERY), []);
-        assert_eq!(refusals.list(start).len(), 1, "a pod that is gone has no refusals");
+        assert_eq!(refusals.list(start + LOG_EVERY).len(), 1, "a pod that is gone has no refusals");
+    }
+
+    #[test]
+    fn each_cause_has_its_own_time() {
+        let mut refusals = Refusals::default();
+        let (start, minute) = (Instant::now(), Duration::from_secs(60));
+        let mut note = |refused_share, refused_full, at| {
+            let lines = refusals.note(&BTreeMap::from([(1, share(refused_share, refused_full))]), at);
+            let told: Vec<_> = lines.iter().map(|line| (line.share_used_up, line.table_full)).collect();
+            let list = refusals.list(at);
+            let of = |one: &Refused| {
+                (one.share_used_up, one.share_used_up_lately, one.table_full, one.table_full_lately, one.now)
+            };
+            (told, list.iter().map(of).collect::<Vec<_>>())
+        };
+        assert_eq!(note(0, 0, start), (vec![], vec![]));
+        assert_eq!(note(0, 1, start), (vec![(0, 1)], vec![(0, 0, 1, 1, true)]));
+        // A line about the table holds back none about the share, and an old refusal is not a new one.
+        let late = start + minute / 2;
+        assert_eq!(note(4, 1, late), (vec![(4, 0)], vec![(4, 4, 1, 1, true)]));
+        assert_eq!(note(4, 1, start + minute), (vec![], vec![(4, 4, 1, 0, true)]));
+        assert_eq!(note(5, 1, late + minute), (vec![(1, 0)], vec![(5, 1, 1, 0, true)]));
+        assert_eq!(note(5, 1, late + 2 * minute), (vec![], vec![(5, 0, 1, 0, false)]));
+    }
+
+    #[test]
+    fn a_share_that_was_opened_again_hides_no_refusals() {
+        let mut refusals = Refusals::default();
+        let start = Instant::now();
+        let mut note = |refused_share, refused_full| {
+            refusals.note(&BTreeMap::from([(1, share(refused_share, refused_full))]), start);
+            refusals.list(start).first().map(|one| (one.share_used_up, one.table_full))
+        };
+        assert_eq!(note(100, 7), None);
+        assert_eq!(note(103, 7), Some((3, 0)));
+        // Counted from zero again, the one beyond what it was.
+        assert_eq!(note(2, 9), Some((5, 9)));
+        assert_eq!(note(3, 9), Some((6, 9)));
     }
 }

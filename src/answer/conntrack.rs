@@ -179,7 +179,7 @@ pub struct Group {
 /// What a pod holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodFlows {
-    /// `namespace/name`; none for one that is gone.
+    /// `namespace/name`, or the container's id where no name is known; none for one that is gone.
     pub pod: Option<String>,
     /// Its number.
     pub endpoint: u32,

@@ -210,6 +210,8 @@ pub struct Reclaim {
     pub removed: u64,
     /// Shares of pods that were found off and corrected.
     pub corrected: u64,
+    /// Shares that a pod lacked, made, and those of no pod, removed.
+    pub mended: u64,
     /// Rows of pods that are gone, at the last pass.
     pub ownerless: u64,
     /// Length of the last pass.
@@ -223,7 +225,7 @@ pub struct Reclaim {
 pub struct Refused {
     /// Number of the pod's attachment.
     pub endpoint: u32,
-    /// Namespace and name, if it is known.
+    /// Namespace and name, or the container's id where no name is known; none for one that is gone.
     pub pod: Option<String>,
     /// Rows that it holds.
     pub rows: u64,
@@ -231,7 +233,11 @@ pub struct Refused {
     pub share_used_up: u64,
     /// Flows refused because the table is full.
     pub table_full: u64,
-    /// Some of them within the last minute.
+    /// Of those refused because of the share, those of the last minute.
+    pub share_used_up_lately: u64,
+    /// Of those refused because of the table, those of the last minute.
+    pub table_full_lately: u64,
+    /// Some of either within the last minute.
     pub now: bool,
 }
 

@@ -7,6 +7,9 @@ use super::units::{bytes, counted, filled, span};
 use crate::answer::status::{Level, Part, Status};
 use crate::config::Loader;
 
+/// Problems of one level and part that are told to people; JSON has all.
+const TOLD: usize = 20;
+
 pub(super) fn run(query: &Query, loader: &Loader) -> anyhow::Result<Exit> {
     let status: Status = query.ask(loader, "/v1/status")?;
     if query.output == output::Format::Text {
@@ -42,13 +45,22 @@ fn page(status: &Status) -> Page {
     for (bad, line) in bad.into_iter().zip(output::columns(&cells)) {
         page.judged(bad, line);
     }
-    for problem in &status.problems {
-        let bad = problem.level == Level::Error;
-        page.line("");
-        page.judged(bad, format!("{}: {}", problem.part, problem.message));
-        page.line(format!("  next: {}", problem.next));
+    // Sorted by level and part.
+    for alike in status.problems.chunk_by(|a, b| (a.level, a.part) == (b.level, b.part)) {
+        for problem in alike.iter().take(TOLD) {
+            tell(&mut page, problem.level, problem.part, &problem.message, &problem.next);
+        }
+        if let (Some(rest @ 1..), Some(of)) = (alike.len().checked_sub(TOLD), alike.first()) {
+            tell(&mut page, of.level, of.part, &format!("{rest} more like these"), "netd status -o json");
+        }
     }
     page
+}
+
+fn tell(page: &mut Page, level: Level, part: Part, message: &str, next: &str) {
+    page.line("");
+    page.judged(level == Level::Error, format!("{part}: {message}"));
+    page.line(format!("  next: {next}"));
 }
 
 fn worst(status: &Status, part: Part) -> Option<Level> {
@@ -178,6 +190,7 @@ fn runtime(status: &Status) -> String {
 mod tests {
     use super::*;
     use crate::answer::samples;
+    use crate::answer::status::Problem;
 
     #[test]
     fn a_healthy_agent() {
@@ -222,5 +235,24 @@ mod tests {
         let red = page(&samples::degraded()).render(true);
         assert!(red.contains("\x1b[31mServices   degraded"), "{red}");
         assert!(!red.contains("\x1b[31mSource"), "{red}");
+    }
+
+    #[test]
+    fn of_many_problems_alike_the_first_are_told_and_the_rest_counted_at_their_level() {
+        let mut status = samples::status();
+        status.problems = (0..TOLD + 7)
+            .map(|n| Problem {
+                level: Level::Warning,
+                part: Part::Source,
+                message: format!("file {n}"),
+                next: "ls".to_owned(),
+            })
+            .collect();
+        let text = page(&status).render(true);
+        assert!(text.ends_with("\nsource: 7 more like these\n  next: netd status -o json\n"), "{text}");
+        assert_eq!(text.matches("source: file").count(), TOLD);
+        assert!(!text.contains("\x1b[31m"), "{text}");
+        status.problems.truncate(TOLD);
+        assert!(!page(&status).render(false).contains("more like these"));
     }
 }

@@ -13,6 +13,7 @@ use crate::ipam::pool::Usage;
 use crate::model::report::{self, Report, Severity};
 use crate::reconcile::node::NodeStatus;
 use crate::reconcile::services::ServiceStatus;
+use crate::service::tables::Refusal;
 use crate::telemetry::chain;
 use crate::telemetry::metrics::resident_bytes;
 use netd_bpf::flow::flow_count;
@@ -20,9 +21,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-
-/// Problems of one kind that are told one by one.
-const TOLD: usize = 20;
 
 /// From so many percent on a table is called nearly full.
 const NEARLY_FULL: u64 = 90;
@@ -170,44 +168,46 @@ fn reclaim(state: &State) -> Reclaim {
         Way::Batch { because } => ("batch", Some(because)),
     };
     let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-    let Totals { passes, removed, corrected, ownerless, last, worst_slice } = state.reclaimed.totals();
+    let Totals { passes, removed, corrected, mended, ownerless, last, worst_slice } =
+        state.reclaimed.totals();
     Reclaim {
         by: by.to_owned(),
         because,
         passes,
         removed,
         corrected,
+        mended,
         ownerless,
         last_us: micros(last),
         worst_slice_us: micros(worst_slice),
     }
 }
 
-/// Refusals that go on.
+/// Refusals that go on, each cause for itself.
 fn refusal_problems(refused: &[Refused], problems: &mut Vec<Problem>) {
-    let now: Vec<&Refused> = refused.iter().filter(|one| one.now).collect();
-    told(Part::Datapath, &now, problems, |one| {
-        let pod =
-            one.pod.as_ref().map_or_else(|| format!("endpoint {}", one.endpoint), |pod| format!("pod {pod}"));
-        let (level, message) = if one.table_full > 0 {
-            let flows = one.table_full;
-            (
-                Level::Error,
-                format!(
-                    "the table of flows is full: {flows} flows of {pod} can be pushed out by new ones (datapath.flows)"
-                ),
-            )
-        } else {
-            let (rows, flows) = (one.rows, one.share_used_up);
-            (
-                Level::Warning,
-                format!(
-                    "{pod} holds its whole share of {rows} rows of flows: {flows} more can be pushed out by new ones (datapath.flows_per_pod)"
-                ),
-            )
+    for one in refused {
+        let pod = one.pod.as_ref();
+        let pod = pod.map_or_else(|| format!("endpoint {}", one.endpoint), |pod| format!("pod {pod}"));
+        let mut tell = |level, message| {
+            problems.push(Problem { level, ..error_of(Part::Datapath, message, "netd conntrack summary") });
         };
-        Problem { level, ..error_of(Part::Datapath, message, "netd conntrack summary") }
-    });
+        if one.table_full_lately > 0 {
+            let message = format!(
+                "the table of flows is full: {} flows of {pod} can be pushed out by new ones, all of the last \
+                 minute (datapath.flows)",
+                one.table_full_lately,
+            );
+            tell(Level::Error, message);
+        }
+        if one.share_used_up_lately > 0 {
+            let message = format!(
+                "{pod} holds its whole share of {} rows of flows: {} more can be pushed out by new ones, all of \
+                 the last minute (datapath.flows_per_pod)",
+                one.rows, one.share_used_up_lately,
+            );
+            tell(Level::Warning, message);
+        }
+    }
 }
 
 /// The counters of flows by name.
@@ -219,17 +219,8 @@ fn error_of(part: Part, message: impl Into<String>, next: impl Into<String>) -> 
     Problem { level: Level::Error, part, message: message.into(), next: next.into() }
 }
 
-/// Tells the first of many, and how many more there are.
-fn told<T>(part: Part, all: &[T], problems: &mut Vec<Problem>, one: impl Fn(&T) -> Problem) {
-    problems.extend(all.iter().take(TOLD).map(one));
-    if all.len() > TOLD {
-        let message = format!("and {} more like these", all.len() - TOLD);
-        problems.push(error_of(part, message, "netd status -o json"));
-    }
-}
-
 fn source_problems(report: &Report, problems: &mut Vec<Problem>) {
-    told(Part::Source, &report.problems, problems, |problem| Problem {
+    problems.extend(report.problems.iter().map(|problem| Problem {
         level: match problem.severity {
             Severity::Error => Level::Error,
             Severity::Warning => Level::Warning,
@@ -237,7 +228,7 @@ fn source_problems(report: &Report, problems: &mut Vec<Problem>) {
         part: Part::Source,
         message: problem.to_string(),
         next: look_at(problem),
-    });
+    }));
 }
 
 /// The command that shows the place.
@@ -280,28 +271,28 @@ fn service_problems(services: &ServiceStatus, problems: &mut Vec<Problem>) {
         let message = format!("the Service tables cannot be written: {error}");
         problems.push(error_of(Part::Services, message, "netd svc list"));
     }
-    told(Part::Services, &services.refused, problems, |refusal| {
+    let of = |refusal: &Refusal| {
         error_of(Part::Services, refusal.to_string(), format!("netd svc show {}", refusal.service))
-    });
-    told(Part::Services, &services.conflicts, problems, |conflict| {
+    };
+    problems.extend(services.refused.iter().map(of));
+    problems.extend(services.conflicts.iter().map(|conflict| {
         error_of(Part::Services, conflict.to_string(), format!("netd svc show {}", conflict.holder))
-    });
-    told(Part::Services, &services.untranslatable, problems, |one| {
-        error_of(Part::Services, one.to_string(), format!("netd svc show {}", one.port.service))
-    });
-    told(Part::Services, &services.waiting, problems, |refusal| Problem {
-        level: Level::Warning,
-        ..error_of(Part::Services, refusal.to_string(), format!("netd svc show {}", refusal.service))
-    });
+    }));
+    problems.extend(
+        services.untranslatable.iter().map(|one| {
+            error_of(Part::Services, one.to_string(), format!("netd svc show {}", one.port.service))
+        }),
+    );
+    let waiting = |refusal| Problem { level: Level::Warning, ..of(refusal) };
+    problems.extend(services.waiting.iter().map(waiting));
 }
 
 fn node_problems(node: &NodeStatus, problems: &mut Vec<Problem>) {
     if let Some(error) = &node.error {
         problems.push(error_of(Part::Network, error, "ip route show default"));
     }
-    told(Part::Network, &node.problems, problems, |problem| {
-        error_of(Part::Network, problem, "ip route show proto 110")
-    });
+    let one = |problem| error_of(Part::Network, problem, "ip route show proto 110");
+    problems.extend(node.problems.iter().map(one));
 }
 
 fn task_problems(tasks: &BTreeMap<&'static str, tasks::State>, problems: &mut Vec<Problem>) {
@@ -334,7 +325,7 @@ fn table_problems(tables: &[Table], problems: &mut Vec<Problem>) {
 mod tests {
     use super::*;
     use crate::model::ObjectName;
-    use crate::service::tables::{Reason, Refusal};
+    use crate::service::tables::Reason;
     use std::path::PathBuf;
 
     #[test]
@@ -380,30 +371,40 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_is_refused_places_is_named_while_it_goes_on() {
-        let one = |endpoint, share_used_up, table_full, now| Refused {
+    fn a_pod_that_is_refused_places_is_named_while_it_goes_on_by_each_cause() {
+        let one = |endpoint, share_used_up_lately, table_full_lately| Refused {
             endpoint,
             pod: (endpoint == 1).then(|| "shop/web".to_owned()),
             rows: 64,
-            share_used_up,
-            table_full,
-            now,
+            // Since the agent began: of no concern now.
+            share_used_up: 700,
+            table_full: 800,
+            share_used_up_lately,
+            table_full_lately,
+            now: share_used_up_lately + table_full_lately > 0,
         };
         let mut problems = Vec::new();
-        refusal_problems(&[one(1, 5, 0, true), one(2, 1, 3, true), one(3, 9, 9, false)], &mut problems);
+        refusal_problems(&[one(1, 5, 0), one(2, 1, 3), one(3, 0, 0)], &mut problems);
         let lines: Vec<String> = problems.iter().map(|p| format!("{:?}: {}", p.level, p.message)).collect();
         insta::assert_snapshot!(lines.join("\n"), @r"
-        Warning: pod shop/web holds its whole share of 64 rows of flows: 5 more can be pushed out by new ones (datapath.flows_per_pod)
-        Error: the table of flows is full: 3 flows of endpoint 2 can be pushed out by new ones (datapath.flows)
+        Warning: pod shop/web holds its whole share of 64 rows of flows: 5 more can be pushed out by new ones, all of the last minute (datapath.flows_per_pod)
+        Error: the table of flows is full: 3 flows of endpoint 2 can be pushed out by new ones, all of the last minute (datapath.flows)
+        Warning: endpoint 2 holds its whole share of 64 rows of flows: 1 more can be pushed out by new ones, all of the last minute (datapath.flows_per_pod)
         ");
     }
 
     #[test]
-    fn of_many_problems_the_first_are_told_and_the_rest_counted() {
-        let many: Vec<String> = (0..TOLD + 7).map(|n| n.to_string()).collect();
+    fn of_many_problems_none_is_kept_back_and_none_is_made_worse() {
+        let refusal = |n: usize| Refusal {
+            service: ObjectName::new("shop", &format!("api-{n}")),
+            reason: Reason::Frontends { needed: 3, used: 64, limit: 64 },
+            waits: true,
+            keeps_rows: false,
+        };
+        let services = ServiceStatus { waiting: (0..300).map(refusal).collect(), ..ServiceStatus::default() };
         let mut problems = Vec::new();
-        node_problems(&NodeStatus { problems: many, ..NodeStatus::default() }, &mut problems);
-        assert_eq!(problems.len(), TOLD + 1);
-        assert_eq!(problems[TOLD].message, "and 7 more like these");
+        service_problems(&services, &mut problems);
+        assert_eq!(problems.len(), 300);
+        assert!(problems.iter().all(|problem| problem.level == Level::Warning));
     }
 }
