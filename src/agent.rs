@@ -208,6 +208,12 @@ async fn start(config: Config, started: Instant) -> Result<Agent, Error> {
         .await?
         .map_err(|source| Error::Datapath { kept: refusal::keep(&config.agent.run_dir, &source), source })?;
     refusal::forget(&config.agent.run_dir);
+    if let Some(error) = datapath.no_iterator() {
+        let kept = refusal::keep(&config.agent.run_dir, error);
+        if !matches!(kept, refusal::Kept::Nothing) {
+            tracing::warn!(target: "netd::flows", "the kernel's map iterator cannot be used{kept}");
+        }
+    }
     tell_opening(&report);
     if report.mounted {
         tracing::info!(target: "netd::datapath", "a bpffs was mounted for {}", config.datapath.bpffs.display());

@@ -12,11 +12,11 @@
 use super::conversation::now;
 use super::iterator::MapIterator;
 use super::object::verified;
-use super::shares::Audit;
+use super::shares::{Audit, Churn};
 use super::{Datapath, Error, batch, locked};
 use crate::telemetry::chain;
 use aya::maps::{Array, MapData};
-use aya::programs::{Iter, ProgramError};
+use aya::programs::Iter;
 use aya::{Btf, Ebpf};
 use netd_bpf::flow::{Flow, FlowKey, GRACE, Limits, Order, Share, Sweep, expired, flow_count, order, sweep};
 use serde::Serialize;
@@ -100,7 +100,7 @@ pub(super) enum Means {
         nursery: MapIterator,
     },
     /// Nothing, and why.
-    Batch(String),
+    Batch(Error),
 }
 
 /// What the last pass counted.
@@ -123,7 +123,7 @@ impl Means {
                     .ok_or_else(missing)?
                     .try_into()
                     .map_err(Error::program("use", name))?;
-                verified(|| program.load("bpf_map_elem", &btf)).map_err(Error::program("load", name))?;
+                verified(|| program.load("bpf_map_elem", &btf)).map_err(Error::load(name))?;
                 MapIterator::attach(name, program, map)
             };
             let established = bind("reclaim", established)?;
@@ -131,7 +131,7 @@ impl Means {
         };
         attach(object).unwrap_or_else(|error| {
             tracing::debug!(target: "netd::datapath", "no iterator: {}", chain(&error));
-            Self::Batch(brief(&error))
+            Self::Batch(error)
         })
     }
 }
@@ -146,7 +146,7 @@ impl Reclaimer {
 impl Datapath {
     /// As on a kernel without the iterator.
     pub(super) fn forgo_iterator(&mut self) {
-        self.means = Means::Batch("a test".to_owned());
+        self.means = Means::Batch(Error::Missing { kind: "program", name: "reclaim".to_owned() });
     }
 }
 
@@ -173,7 +173,16 @@ impl Datapath {
     pub fn reclaim_way(&self) -> Way {
         match &self.means {
             Means::Iterator { .. } => Way::Iterator,
-            Means::Batch(because) => Way::Batch { because: because.clone() },
+            Means::Batch(error) => Way::Batch { because: brief(error) },
+        }
+    }
+
+    /// Why there is no iterator, with all that the verifier said if it was that; none if there is one.
+    #[must_use]
+    pub const fn no_iterator(&self) -> Option<&Error> {
+        match &self.means {
+            Means::Iterator { .. } => None,
+            Means::Batch(error) => Some(error),
         }
     }
 
@@ -187,6 +196,7 @@ impl Datapath {
         let begun = Instant::now();
         let mut books = Books { pass: Pass::default(), met: BTreeMap::new(), stop };
         books.pass.mended = self.mend_shares(&mut reclaimer.stray)?;
+        let counts = self.flow_counts()?;
         let before = self.shares()?;
         let whole = match &self.means {
             Means::Iterator { established, nursery } => {
@@ -203,7 +213,8 @@ impl Datapath {
             after.entry(endpoint).and_modify(|share| share.met += met);
         }
         let mut pass = books.pass;
-        for (endpoint, rows) in reclaimer.audit.judge(&before, &after) {
+        let churn = churn(&counts, &self.flow_counts()?);
+        for (endpoint, rows) in reclaimer.audit.judge(&before, &after, churn) {
             self.amend(&Order { what: order::ADJUST, endpoint, rows, ..Order::default() }, &[])?;
             pass.corrected.push((endpoint, rows));
         }
@@ -237,11 +248,19 @@ impl Datapath {
         let mut mended = 0;
         for endpoint in pods.difference(&shares) {
             self.open_share(*endpoint)?;
+            tracing::warn!(
+                target: "netd::flows",
+                "endpoint {endpoint} had no share of the table of flows, and has one now",
+            );
             mended += 1;
         }
         let of_nobody: BTreeSet<u32> = shares.difference(&pods).copied().collect();
         for endpoint in of_nobody.intersection(stray) {
             self.close_share(*endpoint)?;
+            tracing::warn!(
+                target: "netd::flows",
+                "endpoint {endpoint} had a share of the table of flows but is no pod's: the share is removed",
+            );
             mended += 1;
         }
         *stray = of_nobody;
@@ -251,15 +270,16 @@ impl Datapath {
     /// A pass without the kernel's help. False if it was stopped.
     fn read_through(&self, books: &mut Books<'_>, shares: &BTreeMap<u32, Share>) -> Result<bool, Error> {
         let limits = self.config.limits();
-        let mut doomed = Vec::new();
         let mut begun = Instant::now();
         let mut whole = true;
+        let mut failed = None;
         batch::visit(
             "ESTABLISHED",
             &self.pins.map("ESTABLISHED"),
             None,
             |keys: &[FlowKey], flows: &[Flow]| {
                 let dead = dead(&limits);
+                let mut doomed = Vec::new();
                 for (key, flow) in keys.iter().zip(flows) {
                     if dead(key, flow) {
                         doomed.push(*key);
@@ -269,20 +289,31 @@ impl Datapath {
                         books.pass.ownerless += u64::from(!shares.contains_key(&flow.owner));
                     }
                 }
-                let flow = books.slice(begun.elapsed());
+                let mut then = books.slice(begun.elapsed());
+                for keys in doomed.chunks(order::MOST_KEYS as usize) {
+                    if then.is_break() {
+                        break;
+                    }
+                    begun = Instant::now();
+                    match self.amend(&Order { what: order::EXPIRE, ..Order::default() }, keys) {
+                        Ok(removed) => books.pass.established.expired += u64::from(removed),
+                        Err(error) => {
+                            failed = Some(error);
+                            return ControlFlow::Break(());
+                        }
+                    }
+                    then = books.slice(begun.elapsed());
+                }
                 begun = Instant::now();
-                whole &= flow.is_continue();
-                flow
+                whole = then.is_continue();
+                then
             },
         )?;
-        for keys in doomed.chunks(order::MOST_KEYS as usize) {
-            let begun = Instant::now();
-            let removed = self.amend(&Order { what: order::EXPIRE, ..Order::default() }, keys)?;
-            books.pass.established.expired += u64::from(removed);
-            whole &= books.slice(begun.elapsed()).is_continue();
-            if !whole {
-                return Ok(false);
-            }
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        if !whole {
+            return Ok(false);
         }
         begun = Instant::now();
         batch::visit("NURSERY", &self.pins.map("NURSERY"), None, |keys: &[FlowKey], flows: &[Flow]| {
@@ -323,11 +354,20 @@ fn iterate(
 /// Without the verifier's log.
 fn brief(error: &Error) -> String {
     match error {
-        Error::Program { source, .. } => match &**source {
-            ProgramError::LoadError { io_error, .. } => format!("{error}: {io_error}"),
-            _ => chain(error),
-        },
+        Error::Refused { source, .. } => format!("{error}: {}", source.answer),
         _ => chain(error),
+    }
+}
+
+/// What came to the established and went from there, between two readings of the counters.
+fn churn(before: &[u64; flow_count::COUNT as usize], after: &[u64; flow_count::COUNT as usize]) -> Churn {
+    let grown = |index: u32| {
+        let of = |counts: &[u64]| counts.get(index as usize).copied().unwrap_or_default();
+        of(after).wrapping_sub(of(before))
+    };
+    Churn {
+        came: grown(flow_count::PROMOTED),
+        went: grown(flow_count::CLOSED).saturating_add(grown(flow_count::EXPIRED)),
     }
 }
 
@@ -342,4 +382,80 @@ fn promoted_and_here(counts: &[u64; flow_count::COUNT as usize]) -> i64 {
     let of = |index: u32| counts.get(index as usize).copied().unwrap_or_default();
     let left = of(flow_count::CLOSED).wrapping_add(of(flow_count::EXPIRED));
     of(flow_count::PROMOTED).wrapping_sub(left).cast_signed()
+}
+
+#[cfg(test)]
+#[cfg(not(netd_bpf_stub))]
+mod tests {
+    use super::*;
+    use crate::datapath::locked;
+    use crate::datapath::tests::frames::{Segment, tcp};
+    use crate::datapath::tests::rig::{Rig, isolated};
+    use netd_bpf::flow::lifetime;
+    use std::sync::Arc;
+
+    #[test]
+    fn a_pass_that_is_stopped_removes_nothing_more() {
+        isolated(|| {
+            let mut rig = Rig::new();
+            for port in 1000..1010 {
+                let (client, server) = (format!("10.0.0.1:{port}"), "10.1.0.7:80");
+                rig.pod_sends(&tcp(&client, server, Segment::Syn));
+                rig.pod_receives(&tcp(server, &client, Segment::SynAck));
+                rig.pod_sends(&tcp(&client, server, Segment::Ack));
+            }
+            for mut row in rig.datapath.flows().unwrap() {
+                let idle = lifetime(&row.flow, row.key.proto, &Limits::DEFAULT) + GRACE + 1;
+                row.flow.last_seen = now().wrapping_sub(idle);
+                locked(&rig.datapath.established).insert(row.key, row.flow, 0).unwrap();
+            }
+            Arc::get_mut(&mut rig.datapath).unwrap().forgo_iterator();
+            assert_eq!(rig.datapath.reclaim(&|| true).unwrap(), None);
+            assert_eq!(rig.datapath.flows().unwrap().len(), 10);
+            let pass = rig.datapath.reclaim(&|| false).unwrap().unwrap();
+            assert_eq!((pass.established.expired, rig.datapath.flows().unwrap().len()), (10, 0));
+        });
+    }
+
+    /// The object with `r0 = *(u64 *)(r2 + 0)` as the first instruction of all its code: a program gets nothing
+    /// in r2.
+    fn spoilt() -> Vec<u8> {
+        const BAD: [u8; 8] = [0x79, 0x20, 0, 0, 0, 0, 0, 0];
+        let mut bytes = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/reclaim.o")).to_vec();
+        let number = |bytes: &[u8], at: usize, length: usize| {
+            let digits = bytes.get(at..at + length).unwrap();
+            digits.iter().rev().fold(0, |all, byte| all << 8 | usize::from(*byte))
+        };
+        // System V gABI, chapter 4: the table of sections, and of each its flags, offset and size.
+        let (table, each, count) =
+            (number(&bytes, 0x28, 8), number(&bytes, 0x3a, 2), number(&bytes, 0x3c, 2));
+        for at in (0..count).map(|n| table + n * each) {
+            if number(&bytes, at + 8, 8) & 4 != 0 && number(&bytes, at + 0x20, 8) >= BAD.len() {
+                let start = number(&bytes, at + 0x18, 8);
+                bytes.get_mut(start..start + BAD.len()).unwrap().copy_from_slice(&BAD);
+            }
+        }
+        bytes
+    }
+
+    #[test]
+    fn what_the_verifier_said_is_not_in_the_reason_but_kept_beside_it() {
+        isolated(|| {
+            let mut rig = Rig::new();
+            assert!(rig.datapath.no_iterator().is_none());
+            let table = |name| MapData::from_pin(rig.datapath.pins.map(name)).unwrap();
+            let (established, nursery) = (table("ESTABLISHED"), table("NURSERY"));
+            let mut object = aya::EbpfLoader::new().load(&spoilt()).unwrap();
+            let means = Means::find(&mut object, &established, &nursery);
+            Arc::get_mut(&mut rig.datapath).unwrap().means = means;
+            let Way::Batch { because } = rig.datapath.reclaim_way() else { panic!("an iterator") };
+            // Which of the two comes first in the object is the linker's.
+            let head = "the kernel refuses the BPF program ";
+            let program = because.strip_prefix(head).and_then(|rest| rest.split_once(": ")).unwrap();
+            assert!(["reclaim", "census"].contains(&program.0), "{because}");
+            assert_eq!(program.1, "Permission denied (os error 13)");
+            let Some(Error::Refused { source, .. }) = rig.datapath.no_iterator() else { panic!("no log") };
+            assert!(source.log.contains("r0 = *(u64 *)(r2 +0)"), "{}", source.log);
+        });
+    }
 }
