@@ -39,6 +39,14 @@ pub struct Entry {
     pub endpoint: u32,
 }
 
+impl Entry {
+    /// The pod's name, or the container's id where the runtime told no pod.
+    #[must_use]
+    pub fn called(&self) -> String {
+        self.pod.as_ref().map_or_else(|| self.attachment.container_id.clone(), ToString::to_string)
+    }
+}
+
 /// What an allocation asks for.
 #[derive(Clone, Debug)]
 pub struct New {
@@ -131,6 +139,8 @@ impl State {
                     entry.endpoint, entry.attachment
                 ));
             }
+            // Adopted numbers were above those of changes once.
+            state.generation = state.generation.max(entry.endpoint.into());
             for address in &entry.addresses {
                 if !state.pool.claim(*address, entry.pod.clone()) {
                     return Err(format!("address {address} of {} is not unique", entry.attachment));
@@ -294,7 +304,7 @@ impl State {
         }
         let free = |number: &u32| *number != 0 && self.entries().all(|entry| entry.endpoint != *number);
         let endpoint = endpoint.filter(free).unwrap_or_else(|| self.unused_endpoint());
-        Ok(self.insert(
+        let entry = self.insert(
             Entry {
                 attachment,
                 network: network.to_owned(),
@@ -307,7 +317,11 @@ impl State {
                 endpoint,
             },
             clock,
-        ))
+        );
+        // As if the lost ledger had counted on: else a number above all, given and released, is the next one
+        // above all again. The change under way is the one after this.
+        self.generation = self.generation.max(u64::from(endpoint) - 1);
+        Ok(entry)
     }
 
     fn insert(&mut self, entry: Entry, clock: Clock) -> Arc<Entry> {
@@ -327,14 +341,13 @@ impl State {
     }
 
     /// A number that nobody has, and that nobody had since the ledger was new: what is left of a pod in the
-    /// datapath's tables must not be taken for its successor's. That of the change that makes the row, or the
-    /// next above all that are taken, which it may lag behind after the loss of the ledger. Numbers start at
+    /// datapath's tables must not be taken for its successor's. That of the change that makes the row, which
+    /// adoption brings level with the numbers that it finds. Numbers start at
     /// 1, and begin again after four thousand million changes.
     fn unused_endpoint(&self) -> u32 {
         let taken: BTreeSet<u32> = self.entries().map(|entry| entry.endpoint).collect();
         let change = self.generation + u64::from(self.changed) + 1;
-        let above = u64::from(taken.last().copied().unwrap_or_default()) + 1;
-        let first = u32::try_from(change.max(above) % (1 << 32)).unwrap_or_default();
+        let first = u32::try_from(change % (1 << 32)).unwrap_or_default();
         (first.max(1)..=u32::MAX).chain(1..).find(|number| !taken.contains(number)).unwrap_or(u32::MAX)
     }
 }

@@ -353,6 +353,43 @@ fn rows_are_adopted_from_the_kernel() {
     assert_eq!(state.holder("10.0.0.6".parse().unwrap()).unwrap().attachment, attachment("b"));
 }
 
+#[test]
+fn a_number_above_adopted_ones_is_given_once_too() {
+    let clock = Clock::now();
+    let adopted = || {
+        let mut state = State::new(Duration::ZERO);
+        state.configure(&ranges(), Duration::ZERO);
+        let found = Recovered {
+            attachment: attachment("found"),
+            pod: None,
+            addresses: Vec::new(),
+            host_name: "ndfound".to_owned(),
+            endpoint: Some(5000),
+        };
+        assert_eq!(state.adopt(found, "netd", clock).unwrap().endpoint, 5000);
+        state
+    };
+    let again = |mut state: State, forget: &str| {
+        let first = state.allocate(new("a"), clock).unwrap().endpoint;
+        for id in ["a", forget] {
+            state.release(&attachment(id), clock);
+            state.take_changed();
+        }
+        (first, state.allocate(new("b"), clock).unwrap().endpoint)
+    };
+    for forget in ["a", "found"] {
+        let (first, second) = again(adopted(), forget);
+        assert!(first == 5001 && second > 5001, "{first} {second}");
+    }
+    // By a netd that did not count on.
+    let mut rows = adopted().rows();
+    rows.generation = 1;
+    let mut loaded = State::load(rows, Duration::ZERO, clock).unwrap();
+    loaded.configure(&ranges(), Duration::ZERO);
+    let (first, second) = again(loaded, "found");
+    assert!(first == 5001 && second > 5001, "{first} {second}");
+}
+
 /// A small file system of its own.
 struct Tmpfs(tempfile::TempDir);
 
