@@ -30,6 +30,7 @@ pub use error::{Error, Refusal};
 pub use flows::FlowRow;
 pub use offline::remove_pod_offline;
 pub use open::{Kept, OpenReport, Resized};
+pub use pods::PodRows;
 pub use reclaim::{FlowFill, Pass, Swept, Way};
 
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuHashMap, RingBuf};

@@ -99,17 +99,18 @@ impl Datapath {
         Ok(shares)
     }
 
-    /// Gives a pod a share of the established, unless it has one.
-    pub(super) fn open_share(&self, endpoint: u32) -> Result<(), Error> {
+    /// Gives a pod a share of the established, unless it has one. True if it had none.
+    pub(super) fn open_share(&self, endpoint: u32) -> Result<bool, Error> {
         match locked(&self.shares).insert(endpoint, Share::default(), NOEXIST) {
             Err(MapError::SyscallError(error))
                 if error.io_error.kind() == std::io::ErrorKind::AlreadyExists =>
             {
-                Ok(())
+                Ok(false)
             }
-            other => other.map_err(self.no_room("SHARES")),
+            other => other.map(|()| true).map_err(self.no_room("SHARES")),
         }
     }
+
     pub(super) fn close_share(&self, endpoint: u32) -> Result<(), Error> {
         absent_is_fine(locked(&self.shares).remove(&endpoint), "SHARES")
     }

@@ -1,7 +1,7 @@
 //! Pod rows.
 
 use super::{Datapath, Error, locked};
-use aya::maps::{Array, MapData, MapError};
+use aya::maps::{Array, HashMap, MapData, MapError};
 use netd_bpf::Addr;
 use netd_bpf::pod::Pod;
 use nix::time::{ClockId, clock_gettime};
@@ -12,11 +12,13 @@ impl Datapath {
     /// Writes a pod's rows; the last one written is the one by interface, without which the pod cannot send.
     ///
     /// # Errors
-    /// A table is full; nothing of the pod stays then.
+    /// A table is full; all rows are as they were before then.
     pub fn upsert_pod(&self, pod: &Pod) -> Result<(), Error> {
-        self.write_pod(pod).and_then(|()| self.pods_changed()).inspect_err(|_| {
+        let mut undo = Undo::default();
+        let written = self.write_pod(pod, &mut undo).and_then(|()| self.pods_changed());
+        written.inspect_err(|_| {
             // The first error is the one to tell.
-            drop(self.remove_pod(pod));
+            drop(self.undo(pod, undo));
         })
     }
 
@@ -28,12 +30,33 @@ impl Datapath {
         next_epoch(&mut locked(&self.pod_epoch))
     }
 
-    fn write_pod(&self, pod: &Pod) -> Result<(), Error> {
-        self.open_share(pod.endpoint)?;
+    fn write_pod(&self, pod: &Pod, undo: &mut Undo) -> Result<(), Error> {
+        undo.opened_share = self.open_share(pod.endpoint)?;
         for addr in addresses(pod) {
-            locked(&self.pod_by_addr).insert(addr, pod, 0).map_err(self.no_room("POD_BY_ADDR"))?;
+            let mut by_addr = locked(&self.pod_by_addr);
+            let before = present(by_addr.get(&addr, 0), "POD_BY_ADDR")?;
+            by_addr.insert(addr, pod, 0).map_err(self.no_room("POD_BY_ADDR"))?;
+            undo.by_addr.push((addr, before));
         }
-        locked(&self.pod_by_ifindex).insert(pod.ifindex, pod, 0).map_err(self.no_room("POD_BY_IFINDEX"))
+        let mut by_ifindex = locked(&self.pod_by_ifindex);
+        let before = present(by_ifindex.get(&pod.ifindex, 0), "POD_BY_IFINDEX")?;
+        by_ifindex.insert(pod.ifindex, pod, 0).map_err(self.no_room("POD_BY_IFINDEX"))?;
+        undo.by_ifindex = Some(before);
+        Ok(())
+    }
+
+    /// Takes back what was written, last first.
+    fn undo(&self, pod: &Pod, undo: Undo) -> Result<(), Error> {
+        if let Some(before) = undo.by_ifindex {
+            put_back(&mut locked(&self.pod_by_ifindex), pod.ifindex, before, "POD_BY_IFINDEX")?;
+        }
+        for (addr, before) in undo.by_addr {
+            put_back(&mut locked(&self.pod_by_addr), addr, before, "POD_BY_ADDR")?;
+        }
+        if undo.opened_share {
+            self.close_share(pod.endpoint)?;
+        }
+        self.pods_changed()
     }
 
     /// For `map_err` on making a row of a pod.
@@ -75,16 +98,63 @@ impl Datapath {
     /// # Errors
     /// The kernel refuses the walk.
     pub fn pods(&self) -> Result<Vec<Pod>, Error> {
-        let mut pods = BTreeMap::new();
-        for row in locked(&self.pod_by_ifindex).iter() {
-            let (_, pod) = row.map_err(Error::map("POD_BY_IFINDEX"))?;
-            pods.insert((pod.ifindex, pod.endpoint, pod.v4, pod.v6), pod);
-        }
-        for row in locked(&self.pod_by_addr).iter() {
-            let (_, pod) = row.map_err(Error::map("POD_BY_ADDR"))?;
-            pods.insert((pod.ifindex, pod.endpoint, pod.v4, pod.v6), pod);
-        }
+        let PodRows { by_ifindex, by_addr } = self.pod_rows()?;
+        let rows = by_ifindex.into_values().chain(by_addr.into_values());
+        let pods: BTreeMap<_, Pod> =
+            rows.map(|pod| ((pod.ifindex, pod.endpoint, pod.v4, pod.v6), pod)).collect();
         Ok(pods.into_values().collect())
+    }
+
+    /// All rows of pods.
+    ///
+    /// # Errors
+    /// The kernel refuses the walk.
+    pub fn pod_rows(&self) -> Result<PodRows, Error> {
+        let by_ifindex: Result<_, _> = locked(&self.pod_by_ifindex).iter().collect();
+        let by_addr: Result<_, _> = locked(&self.pod_by_addr).iter().collect();
+        Ok(PodRows {
+            by_ifindex: by_ifindex.map_err(Error::map("POD_BY_IFINDEX"))?,
+            by_addr: by_addr.map_err(Error::map("POD_BY_ADDR"))?,
+        })
+    }
+}
+
+/// The rows of pods, in both tables.
+#[derive(Clone, Debug, Default)]
+pub struct PodRows {
+    /// By the index of the host's end.
+    pub by_ifindex: BTreeMap<u32, Pod>,
+    /// By address.
+    pub by_addr: std::collections::HashMap<Addr, Pod>,
+}
+
+/// What a call has written of a pod.
+#[derive(Default)]
+struct Undo {
+    opened_share: bool,
+    /// Rows written, and what stood there.
+    by_addr: Vec<(Addr, Option<Pod>)>,
+    /// The same.
+    by_ifindex: Option<Option<Pod>>,
+}
+
+fn present(row: Result<Pod, MapError>, map: &'static str) -> Result<Option<Pod>, Error> {
+    match row {
+        Ok(pod) => Ok(Some(pod)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(error) => Err(Error::map(map)(error)),
+    }
+}
+
+fn put_back<K: aya::Pod>(
+    rows: &mut HashMap<MapData, K, Pod>,
+    key: K,
+    before: Option<Pod>,
+    map: &'static str,
+) -> Result<(), Error> {
+    match before {
+        Some(before) => rows.insert(key, before, 0).map_err(Error::map(map)),
+        None => absent_is_fine(rows.remove(&key), map),
     }
 }
 
@@ -107,5 +177,44 @@ pub(super) fn absent_is_fine(result: Result<(), MapError>, map: &'static str) ->
         Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
         Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(Error::map(map)(error)),
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(netd_bpf_stub))]
+mod tests {
+    use crate::datapath::tests::frames::addr;
+    use crate::datapath::tests::rig::{IFINDEX, OTHER_IFINDEX, Rig, isolated, pod};
+    use crate::datapath::{Error, locked};
+
+    #[test]
+    fn a_repair_that_finds_no_room_leaves_the_pod_what_it_has() {
+        isolated(|| {
+            let rig = Rig::with(|config| config.pods = 2);
+            let one = pod(IFINDEX, 1, "10.0.0.1", "fd00::1");
+            let rows = || {
+                let rows = rig.datapath.pod_rows().unwrap();
+                let has = |ip| rows.by_addr.get(&addr(ip)).map(|pod| pod.endpoint);
+                (has("10.0.0.1"), has("fd00::1"), has("fd00::9"), rows.by_ifindex.len())
+            };
+            let share = || rig.datapath.share(1).unwrap();
+            // Its second address is gone, and another has the room.
+            locked(&rig.datapath.pod_by_addr).remove(&one.v6).unwrap();
+            let other = pod(99, 9, "", "fd00::9");
+            locked(&rig.datapath.pod_by_addr).insert(other.v6, other, 0).unwrap();
+            assert_eq!((rows(), share()), ((Some(1), None, Some(9), 2), Some(0)));
+            let error = rig.datapath.upsert_pod(&one).unwrap_err();
+            assert!(matches!(error, Error::Full { map: "POD_BY_ADDR", .. }), "{error:?}");
+            assert_eq!((rows(), share()), ((Some(1), None, Some(9), 2), Some(0)));
+
+            // What was another's is again.
+            locked(&rig.datapath.pod_by_addr).remove(&other.v6).unwrap();
+            rig.datapath.upsert_pod(&one).unwrap();
+            let error = rig.datapath.upsert_pod(&pod(50, 5, "10.0.0.1", "fd00::9")).unwrap_err();
+            assert!(matches!(error, Error::Full { .. }), "{error:?}");
+            assert_eq!(rows(), (Some(1), Some(1), None, 2));
+            assert_eq!(rig.datapath.share(5).unwrap(), None);
+            assert!(rig.datapath.pod_rows().unwrap().by_ifindex.contains_key(&OTHER_IFINDEX));
+        });
     }
 }

@@ -4,7 +4,7 @@ use super::ask::{Refusal, pick};
 use crate::agent::drops::{reason_name, stage_name};
 use crate::agent::state::State;
 use crate::answer::endpoints::{Drops, Endpoint, Endpoints};
-use crate::datapath;
+use crate::datapath::{self, PodRows};
 use crate::ipam::ledger::{Clock, Entry, Time};
 use crate::model::ObjectName;
 use netd_bpf::pod::Pod;
@@ -20,8 +20,7 @@ pub(in crate::agent) fn endpoints(state: &State, asked: Option<&str>) -> Result<
     let wanted =
         asked.map(|asked| pick("pod on this node", asked, ledger.entries().filter_map(|e| e.pod.as_ref())));
     let wanted: Option<ObjectName> = wanted.transpose()?;
-    let rows = state.datapath.pods().map_err(|error| Refusal::failed(&error))?;
-    let rows: HashMap<u32, Pod> = rows.into_iter().map(|pod| (pod.endpoint, pod)).collect();
+    let rows = Rows::of(&state.datapath.pod_rows().map_err(|error| Refusal::failed(&error))?);
     let mut drops = drops(state).map_err(|error| Refusal::failed(&error))?;
     let now = Clock::now().time;
     let mut endpoints = Vec::new();
@@ -34,7 +33,7 @@ pub(in crate::agent) fn endpoints(state: &State, asked: Option<&str>) -> Result<
             flows: share.unwrap_or_default(),
             flows_limit: state.datapath.config().flows_per_pod.into(),
             drops: drops.remove(&entry.endpoint).unwrap_or_default(),
-            ..describe(entry, rows.get(&entry.endpoint), now)
+            ..describe(entry, &rows, now)
         });
     }
     endpoints.sort_by(|a, b| {
@@ -43,27 +42,59 @@ pub(in crate::agent) fn endpoints(state: &State, asked: Option<&str>) -> Result<
     Ok(Endpoints { node: state.node.clone(), endpoints })
 }
 
-/// Without what the datapath counts.
-fn describe(entry: &Entry, row: Option<&Pod>, now: Time) -> Endpoint {
-    let problem = match row {
-        None => Some("the datapath does not know it".to_owned()),
-        Some(row) => {
-            let set = [row.v4, row.v6].into_iter().filter(|addr| !addr.is_unspecified());
-            let has: Vec<IpAddr> = set.map(IpAddr::from).collect();
-            let same =
-                has.len() == entry.addresses.len() && has.iter().all(|ip| entry.addresses.contains(ip));
-            (!same).then(|| {
-                let list: Vec<String> = has.iter().map(ToString::to_string).collect();
-                format!("the datapath has other addresses for it: {}", list.join(", "))
-            })
+/// The datapath's rows by endpoint.
+struct Rows {
+    by_ifindex: HashMap<u32, Pod>,
+    /// Addresses under which there is a row.
+    by_addr: HashMap<u32, Vec<IpAddr>>,
+    /// A row of either table, for what it says of the pod.
+    any: HashMap<u32, Pod>,
+}
+
+impl Rows {
+    fn of(rows: &PodRows) -> Self {
+        // A row under another's key serves nobody.
+        let own = |key: u32, pod: &Pod| (key == pod.ifindex).then_some((pod.endpoint, *pod));
+        let by_ifindex: HashMap<u32, Pod> =
+            rows.by_ifindex.iter().filter_map(|(key, pod)| own(*key, pod)).collect();
+        let mut by_addr: HashMap<u32, Vec<IpAddr>> = HashMap::new();
+        for (addr, pod) in &rows.by_addr {
+            by_addr.entry(pod.endpoint).or_default().push(IpAddr::from(*addr));
         }
-    };
+        let mut any: HashMap<u32, Pod> = rows.by_addr.values().map(|pod| (pod.endpoint, *pod)).collect();
+        any.extend(&by_ifindex);
+        Self { by_ifindex, by_addr, any }
+    }
+
+    fn problem(&self, entry: &Entry) -> Option<String> {
+        let Some(row) = self.any.get(&entry.endpoint) else {
+            return Some("the datapath does not know it".to_owned());
+        };
+        let listed = |list: &[IpAddr]| list.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let set = [row.v4, row.v6].into_iter().filter(|addr| !addr.is_unspecified());
+        let has: Vec<IpAddr> = set.map(IpAddr::from).collect();
+        if has.len() != entry.addresses.len() || !has.iter().all(|ip| entry.addresses.contains(ip)) {
+            return Some(format!("the datapath has other addresses for it: {}", listed(&has)));
+        }
+        if !self.by_ifindex.contains_key(&entry.endpoint) {
+            return Some("the datapath does not know its interface: what it sends is dropped".to_owned());
+        }
+        let known = self.by_addr.get(&entry.endpoint).map(Vec::as_slice).unwrap_or_default();
+        let unknown: Vec<IpAddr> = has.into_iter().filter(|ip| !known.contains(ip)).collect();
+        (!unknown.is_empty())
+            .then(|| format!("the datapath does not deliver to {}: no row by address", listed(&unknown)))
+    }
+}
+
+/// Without what the datapath counts.
+fn describe(entry: &Entry, rows: &Rows, now: Time) -> Endpoint {
+    let problem = rows.problem(entry);
     Endpoint {
         pod: entry.pod.as_ref().map(ToString::to_string),
         container: entry.attachment.container_id.clone(),
         pod_interface: entry.attachment.ifname.clone(),
         interface: entry.host_name.clone(),
-        ifindex: row.map(|row| row.ifindex),
+        ifindex: rows.any.get(&entry.endpoint).map(|row| row.ifindex),
         endpoint: entry.endpoint,
         addresses: entry.addresses.clone(),
         since: entry.allocated_at.to_string(),
@@ -120,13 +151,37 @@ mod tests {
         let row =
             Pod { v4: addr("10.0.0.2"), v6: addr("fd00::2"), ifindex: 12, endpoint: 7, ..Pod::default() };
         let now = Clock::now().time;
-        let told = describe(&entry(), Some(&row), now);
+        let rows = |by_ifindex: &[Pod], by_addr: &[(&str, Pod)]| {
+            Rows::of(&PodRows {
+                by_ifindex: by_ifindex.iter().map(|pod| (pod.ifindex, *pod)).collect(),
+                by_addr: by_addr.iter().map(|(ip, pod)| (addr(ip), *pod)).collect(),
+            })
+        };
+        let both = |row| [("10.0.0.2", row), ("fd00::2", row)];
+        let told = describe(&entry(), &rows(&[row], &both(row)), now);
         assert_eq!((told.ok, told.ifindex, told.pod.as_deref()), (true, Some(12), Some("shop/web-0")));
-        assert_eq!(describe(&entry(), None, now).problem.as_deref(), Some("the datapath does not know it"));
         let other = Pod { v6: addr("fd00::3"), ..row };
-        assert_eq!(
-            describe(&entry(), Some(&other), now).problem.as_deref(),
-            Some("the datapath has other addresses for it: 10.0.0.2, fd00::3")
-        );
+        let elsewhere = Pod { endpoint: 8, ..row };
+        for (rows, problem) in [
+            (rows(&[], &[]), "the datapath does not know it"),
+            (
+                rows(&[other], &[("10.0.0.2", other), ("fd00::3", other)]),
+                "the datapath has other addresses for it: 10.0.0.2, fd00::3",
+            ),
+            (rows(&[], &both(row)), "the datapath does not know its interface: what it sends is dropped"),
+            (
+                rows(&[elsewhere], &both(row)),
+                "the datapath does not know its interface: what it sends is dropped",
+            ),
+            (rows(&[row], &[]), "the datapath does not deliver to 10.0.0.2, fd00::2: no row by address"),
+            (rows(&[row], &both(row)[..1]), "the datapath does not deliver to fd00::2: no row by address"),
+            (
+                rows(&[row], &[("10.0.0.2", elsewhere), ("fd00::2", row)]),
+                "the datapath does not deliver to 10.0.0.2: no row by address",
+            ),
+        ] {
+            let told = describe(&entry(), &rows, now);
+            assert_eq!((told.ok, told.problem.as_deref()), (false, Some(problem)));
+        }
     }
 }
