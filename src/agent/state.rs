@@ -75,11 +75,7 @@ impl State {
 impl Names for State {
     fn pod(&self, endpoint: u32) -> Option<String> {
         let state = self.cni.state();
-        let entry = state.entries().find(|entry| entry.endpoint == endpoint)?;
-        Some(match &entry.pod {
-            Some(pod) => pod.to_string(),
-            None => entry.attachment.container_id.clone(),
-        })
+        state.entries().find(|entry| entry.endpoint == endpoint).map(|entry| entry.called())
     }
 
     fn service(&self, service: u32) -> Option<String> {

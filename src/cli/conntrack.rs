@@ -82,7 +82,7 @@ fn run_list(list: &List, loader: &Loader) -> anyhow::Result<Exit> {
         output::Format::Json => json(&head, &mut lines),
         output::Format::Text => {
             answer::read::<Head>(&head)?;
-            text(&mut lines)
+            text(&mut lines, list)
         }
     }
 }
@@ -126,14 +126,14 @@ fn json(head: &Value, lines: &mut Lines) -> anyhow::Result<Exit> {
     Err(lines.gone().into())
 }
 
-fn text(lines: &mut Lines) -> anyhow::Result<Exit> {
+fn text(lines: &mut Lines, asked: &List) -> anyhow::Result<Exit> {
     let mut flows = Vec::new();
     while let Some(line) = lines.next()? {
         match serde_json::from_slice(&line)? {
             Line::Flow(flow) => flows.push(row(&flow)),
             Line::Error(why) => return Err(cut_short(&why)),
             Line::End(end) => {
-                output::page(&list_page(flows, end))?;
+                output::page(&list_page(flows, end, asked))?;
                 return Ok(Exit::Ok);
             }
         }
@@ -141,7 +141,7 @@ fn text(lines: &mut Lines) -> anyhow::Result<Exit> {
     Err(lines.gone().into())
 }
 
-fn list_page(flows: Vec<[String; 10]>, end: Tail) -> Page {
+fn list_page(flows: Vec<[String; 10]>, end: Tail, asked: &List) -> Page {
     let mut page = Page::default();
     if flows.is_empty() && end.matched == 0 {
         page.line("no such flow");
@@ -150,9 +150,30 @@ fn list_page(flows: Vec<[String; 10]>, end: Tail) -> Page {
     let head = ["PROTO", "CLIENT", "FRONTEND", "SERVER", "STATE", "TABLE", "AGE", "IDLE", "EXPIRES", ""];
     page.table(head, flows.into_iter().map(|row| (false, row)).collect());
     if end.matched > end.told {
-        page.line(format!("{} more: netd conntrack list --limit 0", end.matched - end.told));
+        page.line(format!("{} more: {}", end.matched - end.told, asked.unlimited()));
     }
     page
+}
+
+impl List {
+    /// The same question without a limit. The agent has understood each filter: none needs quoting.
+    fn unlimited(&self) -> String {
+        let state = self.state.map(|state| state.to_string());
+        let filters = [
+            ("pod", &self.pod),
+            ("svc", &self.svc),
+            ("proto", &self.proto),
+            ("state", &state),
+            ("address", &self.address),
+        ];
+        let mut command = "netd conntrack list".to_owned();
+        for (name, value) in filters {
+            if let Some(value) = value {
+                command.push_str(&format!(" --{name} {value}"));
+            }
+        }
+        command + " --limit 0"
+    }
 }
 
 fn row(flow: &Flow) -> [String; 10] {
@@ -233,17 +254,37 @@ mod tests {
     use super::*;
     use crate::answer::samples;
 
+    fn asked(arguments: &[&str]) -> List {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            list: List,
+        }
+        let line = [&["list"], arguments].concat();
+        <Line as clap::Parser>::try_parse_from(line).unwrap().list
+    }
+
+    #[test]
+    fn the_rest_is_asked_for_with_the_same_filters() {
+        let filters = "--pod shop/web-0 --svc api --proto tcp --state half-closed --address 10.0.0.0/8";
+        let mut line: Vec<&str> = filters.split(' ').collect();
+        line.extend(["--limit", "3"]);
+        assert_eq!(asked(&line).unlimited(), format!("netd conntrack list {filters} --limit 0"));
+        assert_eq!(asked(&asked(&line).unlimited().split(' ').skip(3).collect::<Vec<_>>()).limit, 0);
+    }
+
     #[test]
     fn flows_are_one_line_each() {
         let rows = samples::flows().iter().map(row).collect();
-        insta::assert_snapshot!(list_page(rows, Tail { matched: 12, told: 3 }).render(false), @r"
+        let all = asked(&[]);
+        insta::assert_snapshot!(list_page(rows, Tail { matched: 12, told: 3 }, &all).render(false), @r"
         PROTO  CLIENT                      FRONTEND                SERVER                     STATE        TABLE        AGE    IDLE  EXPIRES
         tcp    shop/web-0 10.42.3.5:40312  shop/api 10.96.0.10:80  shop/api-1 10.42.4.6:8080  established  established  6m40s  3s    2h13m    port 2022 to the server, to itself, half
         udp    [fd00:42:3::5]:5353         -                       [2001:db8::1]:53           one-way      nursery      6m40s  3s    2h13m    from the node, no room among the established
         tcp    shop/web-0 10.42.3.5:40312  shop/api 10.96.0.10:80  shop/api-1 10.42.4.6:8080  half-closed  established  6m40s  3s    2h13m
         9 more: netd conntrack list --limit 0
         ");
-        assert_eq!(list_page(Vec::new(), Tail { matched: 0, told: 0 }).render(false), "no such flow\n");
+        assert_eq!(list_page(Vec::new(), Tail { matched: 0, told: 0 }, &all).render(false), "no such flow\n");
     }
 
     #[test]

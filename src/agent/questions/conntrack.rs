@@ -17,7 +17,7 @@ use axum::body::{Body, Bytes};
 use futures_util::stream;
 use ipnet::IpNet;
 use netd_bpf::flow::role;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::ops::ControlFlow;
@@ -282,17 +282,19 @@ pub(in crate::agent) fn summary(state: &State) -> Result<Summary, Refusal> {
 
 fn pods(state: &State, owners: HashMap<u32, [u64; 2]>) -> Vec<PodFlows> {
     let ledger = state.cni.state();
-    let names: BTreeMap<u32, String> = ledger
-        .entries()
-        .filter_map(|entry| Some((entry.endpoint, entry.pod.as_ref()?.to_string())))
-        .collect();
+    let names = ledger.entries().map(|entry| (entry.endpoint, entry.called())).collect();
+    named(owners, &names, state.datapath.config().flows_per_pod.into())
+}
+
+/// Those with the most rows first.
+fn named(owners: HashMap<u32, [u64; 2]>, names: &HashMap<u32, String>, limit: u64) -> Vec<PodFlows> {
     let mut pods: Vec<PodFlows> = owners
         .into_iter()
         .map(|(endpoint, [nursery, established])| PodFlows {
             pod: names.get(&endpoint).cloned(),
             endpoint,
             established,
-            limit: state.datapath.config().flows_per_pod.into(),
+            limit,
             nursery,
         })
         .collect();
@@ -379,5 +381,28 @@ mod tests {
         assert_eq!(protocol_number("47"), Ok(47));
         assert!(matches!(protocol_number("tpc"), Err(Refusal::Bad(_))));
         assert!(matches!(network("10.0.0.0/33"), Err(Refusal::Bad(_))));
+    }
+
+    #[test]
+    fn a_pod_without_a_name_is_not_told_as_gone() {
+        let entry = |endpoint, pod| crate::ipam::ledger::Entry {
+            attachment: crate::cni::types::Attachment {
+                container_id: format!("c{endpoint}"),
+                ifname: "eth0".to_owned(),
+            },
+            network: "netd".to_owned(),
+            pod,
+            pod_uid: None,
+            addresses: Vec::new(),
+            netns: None,
+            host_name: format!("nd{endpoint}"),
+            allocated_at: crate::ipam::ledger::Clock::now().time,
+            endpoint,
+        };
+        let entries = [entry(1, Some(ObjectName::new("shop", "web-0"))), entry(2, None)];
+        let names = entries.iter().map(|entry| (entry.endpoint, entry.called())).collect();
+        let owners = HashMap::from([(1, [0, 9]), (2, [0, 8]), (3, [0, 7])]);
+        let told: Vec<_> = named(owners, &names, 64).into_iter().map(|pod| pod.pod).collect();
+        assert_eq!(told, [Some("shop/web-0".to_owned()), Some("c2".to_owned()), None]);
     }
 }
