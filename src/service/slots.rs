@@ -90,6 +90,34 @@ impl Slots {
         self.give(range);
     }
 
+    /// True if there will be a free range of `len` slots once all that waits is free.
+    pub(super) fn fits_later(&self, len: u32) -> bool {
+        let waiting = self.held.iter().map(|(_, range)| range).chain(&self.retired);
+        let waiting = waiting.map(|range| (range.base, range.len));
+        let mut pieces: Vec<(u32, u32)> =
+            self.free.iter().map(|(base, len)| (*base, *len)).chain(waiting).collect();
+        pieces.sort_unstable();
+        let (mut end, mut run) = (0, 0);
+        pieces.into_iter().any(|(base, its)| {
+            run = if base == end { run + its } else { its };
+            end = base + its;
+            run >= len
+        })
+    }
+
+    /// Of a range in use the first `len` slots stay so; a planned flip leaves the others.
+    pub(super) fn shrink(&mut self, range: Range, len: u32) -> Range {
+        self.leave(range);
+        self.in_use += len;
+        *self.lengths.entry(len).or_default() += 1;
+        let left = Range { base: range.base + len, len: range.len - len };
+        if left.len > 0 {
+            self.waiting += left.len;
+            self.retired.push(left);
+        }
+        Range { base: range.base, len }
+    }
+
     /// A range that a planned flip leaves.
     pub(super) fn retire(&mut self, range: Range) {
         self.leave(range);
@@ -210,6 +238,27 @@ mod tests {
         assert_eq!(slots.next_expiry(), Some(start + 101 * SECOND));
         slots.expire(start + 101 * SECOND);
         assert_eq!(slots.allocate(4), Some(range));
+    }
+
+    #[test]
+    fn a_shrunk_range_keeps_its_head() {
+        let now = Instant::now();
+        let mut slots = empty(8);
+        let [a, b] = [5, 2].map(|len| slots.allocate(len).unwrap());
+        assert!(slots.fits_later(1) && !slots.fits_later(2));
+        let a = slots.shrink(a, 2);
+        assert_eq!(
+            (a, slots.in_use(), slots.waiting(), slots.longest()),
+            (Range { base: 0, len: 2 }, 4, 3, 2)
+        );
+        assert!(slots.fits_later(3) && !slots.fits_later(4), "the one at the end is apart");
+        assert_eq!(slots.allocate(2), None);
+        assert_eq!((slots.shrink(b, 2), slots.waiting()), (b, 3), "nothing is left");
+        slots.retire(b);
+        assert!(slots.fits_later(6));
+        slots.applied(now);
+        slots.expire(now);
+        assert_eq!(slots.allocate(6), Some(Range { base: 2, len: 6 }));
     }
 
     #[test]

@@ -17,7 +17,8 @@
 //! Nothing is truncated. A new Service is admitted, all of it, if its rows fit *and* the longest list could still
 //! be written a second time, so that every admitted list can change; otherwise it is refused, and named.
 //! Services that the kernel has come before new ones, and their lists change one by one. A change that only
-//! lacks room which the quarantine holds waits; the frontend keeps its former row until then.
+//! lacks room which the quarantine holds waits; the frontend keeps its former row until then. A list that is no
+//! longer than before always changes: where slots are free in pieces only, it is written over the former one.
 
 mod admit;
 mod read;
@@ -61,7 +62,8 @@ pub enum Op {
         /// The row.
         row: Backend,
     },
-    /// Fills a range of slots that no frontend names.
+    /// Fills a range of slots that no frontend names; or the first ones of the frontend that is set next, which
+    /// programs then see one by one.
     SetSlots {
         /// The first slot.
         base: u32,
@@ -254,9 +256,8 @@ impl Tables {
             for unit in change.changed.chunks(1).chain([&change.added[..]]) {
                 let rows = self.frontends.len();
                 match self.admit(change.service, unit) {
-                    Ok(ranges) => {
-                        for (frontend, range) in unit.iter().zip(ranges) {
-                            let place = Place::New(range);
+                    Ok(places) => {
+                        for (frontend, place) in unit.iter().zip(places) {
                             self.write(change.service, frontend, place, &mut sets, &mut plan.names);
                         }
                         added += self.frontends.len() - rows;

@@ -1,10 +1,12 @@
 //! Who gets in: the check, before anything is written, that a Service's change fits.
 
 use super::Tables;
+use super::write::Place;
 use crate::model::ObjectName;
 use crate::service::backends::BackendKey;
 use crate::service::plan::{DesiredBackend, DesiredFrontend, DesiredService, PortName};
 use crate::service::slots::Range;
+use netd_bpf::service::kind;
 use serde::Serialize;
 use std::collections::HashSet;
 use std::fmt;
@@ -106,13 +108,12 @@ fn number(n: usize) -> u32 {
 }
 
 impl Tables {
-    /// Checks that these frontends of a Service fit together, and takes their slot ranges (none for an empty
-    /// list).
+    /// Checks that these frontends of a Service fit together, and takes their slots.
     pub(super) fn admit(
         &mut self,
         service: &DesiredService,
         unit: &[&DesiredFrontend],
-    ) -> Result<Vec<Option<Range>>, Refusal> {
+    ) -> Result<Vec<Place>, Refusal> {
         let refusal =
             |reason, waits| Refusal { service: service.name.clone(), reason, waits, keeps_rows: false };
         if let Some(frontend) = unit.iter().find(|f| f.backends.len() > MAX_ENDPOINTS) {
@@ -122,7 +123,26 @@ impl Tables {
         self.check_frontends(unit).map_err(|reason| refusal(reason, false))?;
         self.check_slots(unit).map_err(|reason| refusal(reason, false))?;
         self.check_backends(service, unit).map_err(|(reason, waits)| refusal(reason, waits))?;
-        self.take_slots(unit).map_err(|(reason, waits)| refusal(reason, waits))
+        match self.take_slots(unit) {
+            Ok(ranges) => Ok(ranges.into_iter().map(Place::New).collect()),
+            Err((reason, waits)) => match self.take_own_slots(service, unit) {
+                Some(place) => Ok(vec![place]),
+                None => Err(refusal(reason, waits)),
+            },
+        }
+    }
+
+    /// The slots that a row has, for a list that is no longer: where free slots lie in pieces that are too
+    /// short, and stay so, each slot is written for itself. Until the row flips, a packet may find a backend of
+    /// the former list or of the new one, which is better than to send it on to those that are gone.
+    fn take_own_slots(&mut self, service: &DesiredService, unit: &[&DesiredFrontend]) -> Option<Place> {
+        let [frontend] = unit else { return None };
+        let record = self.frontends.get(&frontend.key)?;
+        let (range, len) = (record.range?, number(frontend.backends.len()));
+        let trusted = record.intact && !record.misnumbered && record.row.kind == kind::BALANCE;
+        let own = trusted && record.owner.as_ref() == Some(&service.port_name(frontend));
+        let fits = own && len > 0 && len <= range.len && !self.slots.fits_later(len);
+        fits.then(|| Place::Over(self.slots.shrink(range, len)))
     }
 
     fn check_frontends(&self, unit: &[&DesiredFrontend]) -> Result<(), Reason> {

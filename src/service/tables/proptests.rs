@@ -1,5 +1,7 @@
 //! Random histories of plans, crashes and restarts against a simulated kernel that checks every write.
 
+mod pieces;
+
 use super::{Kernel, Limits, NameChange, Op, Tables};
 use crate::model::{ObjectName, Protocol};
 use crate::service::plan::{Desired, DesiredBackend, DesiredFrontend, DesiredService};
@@ -255,6 +257,26 @@ impl Sim {
             Op::SetSlots { base, ids } => {
                 let range = *base as usize..*base as usize + ids.len();
                 assert!(range.end <= self.limits.slots as usize, "slots {range:?}");
+                // Over the head of the one list that is there, with what is wanted of it.
+                let overlaps = |row: &Frontend| {
+                    let its = Self::range(row);
+                    its.start < range.end && range.start < its.end
+                };
+                let over: Vec<FrontendKey> =
+                    self.frontends.iter().filter(|(_, row)| overlaps(row)).map(|(key, _)| *key).collect();
+                if let [key] = over[..] {
+                    let row = self.frontends[&key];
+                    assert!(row.slot_base == *base && ids.len() <= usize::from(row.backends), "{key:?}");
+                    let wanted = desired.services.iter().flat_map(|s| &s.frontends).find(|f| f.key == key);
+                    let target = |id: &u32| {
+                        let backend = self.backends[*id as usize];
+                        (backend.addr, backend.port)
+                    };
+                    assert_eq!(ids.iter().map(target).collect::<Vec<_>>(), targets(wanted.unwrap()));
+                    self.leave(&key);
+                    self.put(op);
+                    return;
+                }
                 for slot in range {
                     let named = self.frontends.values().any(|row| Self::range(row).contains(&slot));
                     assert!(!named, "slot {slot} is named");

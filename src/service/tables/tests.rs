@@ -223,6 +223,15 @@ fn drift_is_told_in_words() {
 
 /// Another agent's rows: frontends by key with number and slots, over backends by id with number.
 fn found(frontends: &[(u8, u32, u32, u16)], slots: &[u32], backends: &[(u32, u32, u8)]) -> (Tables, Instant) {
+    found_in(Limits { frontends: 8, backends: 8, slots: 16 }, frontends, slots, backends)
+}
+
+fn found_in(
+    limits: Limits,
+    frontends: &[(u8, u32, u32, u16)],
+    slots: &[u32],
+    backends: &[(u32, u32, u8)],
+) -> (Tables, Instant) {
     let row = |&(n, number, slot_base, backends): &(u8, u32, u32, u16)| {
         let row = Frontend { service: number, slot_base, backends, generation: 1, ..Frontend::default() };
         (service(n, []).frontends[0].key, row)
@@ -232,7 +241,7 @@ fn found(frontends: &[(u8, u32, u32, u16)], slots: &[u32], backends: &[(u32, u32
         slots: slots.to_vec(),
         backends: backends.iter().map(|&(id, number, n)| (id, active(number, n))).collect(),
     };
-    let (limits, now) = (Limits { frontends: 8, backends: 8, slots: 16 }, Instant::now());
+    let now = Instant::now();
     (Tables::read(limits, QUARANTINE, &kernel, now), now)
 }
 
@@ -341,6 +350,38 @@ fn a_number_is_not_given_out_while_ids_have_it() {
         _ => None,
     });
     assert_eq!(number, Some(7), "{plan:?}");
+}
+
+#[test]
+fn a_list_that_is_no_longer_changes_however_slots_are_in_pieces() {
+    // Two lists of three, and free slots one by one.
+    let ids: Vec<_> = (1..=6).map(|n: u8| (n.into(), n.div_ceil(3).into(), n)).collect();
+    let limits = Limits { frontends: 8, backends: 16, slots: 8 };
+    let rows = [(1, 1, 0, 3), (2, 2, 4, 3)];
+    let (mut tables, now) = found_in(limits, &rows, &[1, 2, 3, 0, 4, 5, 6, 0], &ids);
+    let mut changed = |first: &[u32], second: &[u32], now| {
+        let lists = [service(1, first.iter().copied()), service(2, second.iter().copied())];
+        let plan = done(&mut tables, &desired(lists), now);
+        assert_eq!(plan.refused, []);
+        let flips = plan.ops.into_iter().filter(|op| !matches!(op, Op::SetBackend { .. }));
+        (flips.collect::<Vec<_>>(), plan.waiting.len())
+    };
+    let flip = |n, number, generation, slot_base, ids: &[u32]| {
+        let backends = u16::try_from(ids.len()).unwrap();
+        let row = Frontend { service: number, slot_base, backends, generation, ..Frontend::default() };
+        let key = service(n, []).frontends[0].key;
+        vec![Op::SetSlots { base: slot_base, ids: ids.to_vec() }, Op::SetFrontend { key, row }]
+    };
+    // One shrinks, the other changes.
+    assert_eq!(changed(&[1, 3], &[4, 5, 6], now), (flip(1, 1, 2, 0, &[1, 3]), 0));
+    assert_eq!(changed(&[1, 3], &[4, 5, 7], now), (flip(2, 2, 2, 4, &[4, 5, 7]), 0));
+    // Where waiting gives one piece, the list waits, and changes in one step.
+    assert_eq!(changed(&[1, 8], &[4, 5, 7], now), (vec![], 1));
+    assert_eq!(
+        changed(&[1, 8], &[4, 5, 7], now + QUARANTINE),
+        (flip(1, 1, 3, 2, &[1, 2]), 0),
+        "the new one has the id of one that is gone"
+    );
 }
 
 /// One Service with two frontends.

@@ -12,6 +12,8 @@ pub(super) enum Place {
     Keep,
     /// A new list, in this range; none if it is empty.
     New(Option<Range>),
+    /// A new list over the head of the former one, to which the range is cut already.
+    Over(Range),
 }
 
 impl Tables {
@@ -61,7 +63,17 @@ impl Tables {
         let (ids, range) = match (place, old) {
             (Place::Keep, Some(old)) => (old.ids, old.range),
             (Place::Keep, None) => (Vec::new(), None),
-            (Place::New(range), old) => {
+            (place @ (Place::New(_) | Place::Over(_)), mut old) => {
+                let range = match place {
+                    Place::Over(range) => {
+                        if let Some(old) = &mut old {
+                            old.range = None;
+                        }
+                        Some(range)
+                    }
+                    Place::New(range) => range,
+                    Place::Keep => None,
+                };
                 let proto = frontend.key.proto;
                 let ids: Vec<u32> = frontend
                     .backends
