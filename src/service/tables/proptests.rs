@@ -89,6 +89,9 @@ struct Sim {
     /// By id and generation: whose it is.
     given: HashMap<(u32, u32), (Addr, u16, u8, u32)>,
     owners: BTreeMap<FrontendKey, ObjectName>,
+    /// Services for which the last plan had no room: what they took over from a former agent may be put right
+    /// by the next.
+    short: BTreeSet<ObjectName>,
 }
 
 impl Sim {
@@ -103,6 +106,7 @@ impl Sim {
             backend_named: HashMap::new(),
             given: HashMap::new(),
             owners: BTreeMap::new(),
+            short: BTreeSet::new(),
         }
     }
 
@@ -337,6 +341,7 @@ fn step(sim: &mut Sim, tables: &mut Tables, desired: &Desired, stop: Option<usiz
     let short: BTreeSet<&ObjectName> =
         plan.refused.iter().chain(&plan.waiting).map(|refusal| &refusal.service).collect();
 
+    sim.short = short.iter().map(|name| (*name).clone()).collect();
     // The kernel does not say whose a row is: after a restart whoever claims it has it.
     for (key, (service, _)) in &new {
         if before.frontends.contains_key(key) {
@@ -350,18 +355,22 @@ fn step(sim: &mut Sim, tables: &mut Tables, desired: &Desired, stop: Option<usiz
             let mut rows = before.frontends.iter().filter(|(_, row)| row.service == number);
             rows.all(|(key, _)| match new.get(key) {
                 Some((s, f)) => s.name == service.name && f.key.proto == proto,
-                None => before.owners.get(key).is_none_or(|owner| *owner == service.name),
+                None => {
+                    key.proto == proto && before.owners.get(key).is_none_or(|owner| *owner == service.name)
+                }
             })
         };
-        service.frontends.iter().all(|f| {
-            before.owners.get(&f.key) == Some(&service.name)
-                && old.get(&f.key) == Some(&targets(f))
-                && before.owns_its_backends(&f.key)
-                && alone(before.frontends[&f.key].service, f.key.proto)
-        }) && [6, 17].iter().all(|proto| {
-            let rows = service.frontends.iter().filter(|f| f.key.proto == *proto);
-            rows.map(|f| before.frontends[&f.key].service).collect::<BTreeSet<_>>().len() <= 1
-        })
+        !before.short.contains(&service.name)
+            && service.frontends.iter().all(|f| {
+                before.owners.get(&f.key) == Some(&service.name)
+                    && old.get(&f.key) == Some(&targets(f))
+                    && before.owns_its_backends(&f.key)
+                    && alone(before.frontends[&f.key].service, f.key.proto)
+            })
+            && [6, 17].iter().all(|proto| {
+                let rows = service.frontends.iter().filter(|f| f.key.proto == *proto);
+                rows.map(|f| before.frontends[&f.key].service).collect::<BTreeSet<_>>().len() <= 1
+            })
     };
     let count = stop.map_or(plan.ops.len(), |stop| stop % (plan.ops.len() + 1));
     for op in &plan.ops[..count] {
