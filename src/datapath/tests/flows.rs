@@ -104,20 +104,25 @@ fn what_nobody_answers_stays_in_the_nursery() {
 #[test]
 fn idle_connections_outlive_a_flood_of_new_ones() {
     isolated(|| {
-        let rig = Rig::new();
-        let (vip, backend) = ("10.96.0.1:80", "10.1.0.1:8080");
-        rig.service("10.96.0.1", 80, TCP, &[("10.1.0.1", 8080)]);
-        for port in 0..100 {
-            connect(&rig, &format!("10.0.0.1:{}", 2000 + port), vip, backend);
+        for (client, vip, _, backend) in CLIENTS {
+            let rig = Rig::new();
+            rig.service(ip(vip), 80, TCP, &[(ip(backend), 8080)]);
+            let (pod, _) = client.rsplit_once(':').unwrap();
+            let (far, _) = backend.rsplit_once(':').unwrap();
+            for port in 2000..2100 {
+                connect(&rig, &format!("{pod}:{port}"), vip, backend);
+            }
+            let opened = count(&rig, flow_count::OPENED);
+            for port in 20_000..28_192 {
+                rig.pod_sends(&udp(&format!("{pod}:{port}"), &format!("{far}:53")));
+            }
+            assert_eq!(count(&rig, flow_count::OPENED) - opened, 8192, "eight times the nursery");
+            for port in 2000..2100 {
+                let back = rig.pod_receives(&tcp(backend, &format!("{pod}:{port}"), Segment::Ack));
+                assert_eq!(source(&back), vip);
+            }
+            assert_eq!(rows(&rig).0, 200);
         }
-        for port in 0..8192_u16 {
-            rig.pod_sends(&udp(&format!("10.0.0.1:{}", 20_000 + port), "10.1.0.9:53"));
-        }
-        for port in 0..100 {
-            let back = rig.pod_receives(&tcp(backend, &format!("10.0.0.1:{}", 2000 + port), Segment::Ack));
-            assert_eq!(source(&back), vip);
-        }
-        assert_eq!(rows(&rig).0, 200);
     });
 }
 

@@ -1,7 +1,7 @@
 //! Moving to other sizes: with what is in the tables, under traffic, cut off anywhere, on every interface.
 
-use super::frames::{Segment, TCP, read, tcp, udp};
-use super::moves::{BACKEND, CLIENT, VIP, folders, goes_on, open, row, take};
+use super::frames::{Segment, TCP, ip, read, tcp, udp};
+use super::moves::{BACKEND, FAMILIES, VIP, folders, goes_on, open, row, service_for, take};
 use super::rig::{IFINDEX, Rig, isolated, run};
 use crate::datapath::Datapath;
 use crate::datapath::config::Config;
@@ -11,10 +11,11 @@ use crate::datapath::test_run::Stage;
 use netd_bpf::service::{Backend, backend_state};
 
 pub(super) fn connect(datapath: &Datapath, client: &str) {
+    let (vip, backend) = service_for(client);
     for (stage, frame) in [
-        (Stage::PodEgress, tcp(client, VIP, Segment::Syn)),
-        (Stage::PodIngress, tcp(BACKEND, client, Segment::SynAck)),
-        (Stage::PodEgress, tcp(client, VIP, Segment::Ack)),
+        (Stage::PodEgress, tcp(client, vip, Segment::Syn)),
+        (Stage::PodIngress, tcp(backend, client, Segment::SynAck)),
+        (Stage::PodEgress, tcp(client, vip, Segment::Ack)),
     ] {
         datapath.test_run(stage, &frame, IFINDEX, false, 1).unwrap();
     }
@@ -98,49 +99,57 @@ fn tables_grow_with_what_is_in_them() {
 #[test]
 fn old_and_new_programs_share_flows_while_tables_grow() {
     isolated(|| {
-        let rig = Rig::new();
-        rig.service("10.96.0.1", 80, TCP, &[("10.1.0.1", 8080)]);
-        let config = larger(&rig.folder.config());
-        connect(&rig.datapath, "10.0.0.1:2000");
-        let mut moving = Move::to_sizes(&config);
-        take(&mut moving, 3);
-        // After the tables were filled: one connection by the old programs alone, others by both.
-        connect(&rig.datapath, "10.0.0.1:2001");
-        let old = |stage, frame: &[u8]| rig.datapath.test_run(stage, frame, IFINDEX, false, 1).unwrap();
-        let new = |stage, frame: &[u8]| moving.programs().test_run(stage, frame, IFINDEX, None, 1).unwrap();
-        type Way<'a> = &'a dyn Fn(Stage, &[u8]) -> crate::datapath::test_run::Ran;
-        let ways = [(&old as Way<'_>, &new as Way<'_>), (&new, &old), (&new, &new)];
-        for (port, (forth, back)) in (3000..).zip(ways) {
-            let client = &format!("10.0.0.1:{port}");
-            for segment in [Segment::Syn, Segment::Ack, Segment::Ack] {
-                let sent = forth(Stage::PodEgress, &tcp(client, VIP, segment));
-                assert_eq!(read(&sent.packet).destination.to_string(), BACKEND);
-                let reply = if segment == Segment::Syn { Segment::SynAck } else { Segment::Ack };
-                let reply = back(Stage::PodIngress, &tcp(BACKEND, client, reply));
-                assert_eq!(read(&reply.packet).source.to_string(), VIP, "{client}");
-            }
+        for [client, vip, backend] in FAMILIES {
+            share_flows_while_tables_grow(client, vip, backend);
         }
-        // Closed by one end here and by the other there.
-        old(Stage::PodEgress, &tcp("10.0.0.1:2000", VIP, Segment::Fin));
-        new(Stage::PodIngress, &tcp(BACKEND, "10.0.0.1:2000", Segment::Fin));
-        new(Stage::PodIngress, &tcp(BACKEND, "10.0.0.1:2000", Segment::Ack));
-        drop(moving);
-        drop(rig.datapath);
-        let (datapath, report) = open(&config);
-        assert_eq!(report.resized.len(), 6, "the move began again: {report:?}");
-        for client in ["10.0.0.1:2001", "10.0.0.1:3000", "10.0.0.1:3001", "10.0.0.1:3002"] {
-            let rows = datapath.flows().unwrap();
-            for other in [VIP, BACKEND] {
-                let found = row(&rows, client, other, TCP).unwrap_or_else(|| panic!("{client} {other}"));
-                assert!(found.established, "{client} {other}: {found:?}");
-            }
-            goes_on(&datapath, client, VIP, BACKEND);
-        }
-        let rows = datapath.flows().unwrap();
-        let closed = row(&rows, "10.0.0.1:2000", BACKEND, TCP).unwrap();
-        assert!(!closed.established && closed.flow.done(), "{closed:?}");
-        assert_eq!(datapath.share(1).unwrap(), Some(8));
     });
+}
+
+fn share_flows_while_tables_grow(client: &str, vip: &str, backend: &str) {
+    let rig = Rig::new();
+    rig.service(ip(vip), 80, TCP, &[(ip(backend), 8080)]);
+    let config = larger(&rig.folder.config());
+    let (pod, _) = client.rsplit_once(':').unwrap();
+    let [closing, before] = [2000, 2001].map(|port| format!("{pod}:{port}"));
+    connect(&rig.datapath, &closing);
+    let mut moving = Move::to_sizes(&config);
+    take(&mut moving, 3);
+    // After the tables were filled: one connection by the old programs alone, others by both.
+    connect(&rig.datapath, &before);
+    let old = |stage, frame: &[u8]| rig.datapath.test_run(stage, frame, IFINDEX, false, 1).unwrap();
+    let new = |stage, frame: &[u8]| moving.programs().test_run(stage, frame, IFINDEX, None, 1).unwrap();
+    type Way<'a> = &'a dyn Fn(Stage, &[u8]) -> crate::datapath::test_run::Ran;
+    let ways = [(&old as Way<'_>, &new as Way<'_>), (&new, &old), (&new, &new)];
+    for (port, (forth, back)) in (3000..).zip(ways) {
+        let client = &format!("{pod}:{port}");
+        for segment in [Segment::Syn, Segment::Ack, Segment::Ack] {
+            let sent = forth(Stage::PodEgress, &tcp(client, vip, segment));
+            assert_eq!(read(&sent.packet).destination.to_string(), backend);
+            let reply = if segment == Segment::Syn { Segment::SynAck } else { Segment::Ack };
+            let reply = back(Stage::PodIngress, &tcp(backend, client, reply));
+            assert_eq!(read(&reply.packet).source.to_string(), vip, "{client}");
+        }
+    }
+    // Closed by one end here and by the other there.
+    old(Stage::PodEgress, &tcp(&closing, vip, Segment::Fin));
+    new(Stage::PodIngress, &tcp(backend, &closing, Segment::Fin));
+    new(Stage::PodIngress, &tcp(backend, &closing, Segment::Ack));
+    drop(moving);
+    drop(rig.datapath);
+    let (datapath, report) = open(&config);
+    assert_eq!(report.resized.len(), 6, "the move began again: {report:?}");
+    let rows = datapath.flows().unwrap();
+    for client in [2001, 3000, 3001, 3002].map(|port| format!("{pod}:{port}")) {
+        for other in [vip, backend] {
+            let found = row(&rows, &client, other, TCP).unwrap_or_else(|| panic!("{client} {other}"));
+            assert!(found.established, "{client} {other}: {found:?}");
+        }
+        goes_on(&datapath, &client, vip, backend);
+    }
+    let rows = datapath.flows().unwrap();
+    let closed = row(&rows, &closing, backend, TCP).unwrap();
+    assert!(!closed.established && closed.flow.done(), "{closed:?}");
+    assert_eq!(datapath.share(1).unwrap(), Some(8));
 }
 
 #[test]
@@ -148,10 +157,11 @@ fn a_growth_cut_off_after_any_step_is_taken_up_again_or_back() {
     isolated(|| {
         for steps in 1..=STEPS.len() {
             // Back where it is of use: before the step that puts the new maps in force, and after it.
-            for grow in [true, false].into_iter().filter(|grow| *grow || steps > 3) {
+            let ways = [true, false].into_iter().filter(|grow| *grow || steps > 3);
+            for (grow, [client, vip, backend]) in ways.flat_map(|grow| FAMILIES.map(|of| (grow, of))) {
                 let rig = Rig::new();
-                rig.service("10.96.0.1", 80, TCP, &[("10.1.0.1", 8080)]);
-                connect(&rig.datapath, CLIENT);
+                rig.service(ip(vip), 80, TCP, &[(ip(backend), 8080)]);
+                connect(&rig.datapath, client);
                 let small = rig.folder.config();
                 let config = larger(&small);
                 let mut moving = Move::to_sizes(&config);
@@ -159,7 +169,7 @@ fn a_growth_cut_off_after_any_step_is_taken_up_again_or_back() {
                 drop(moving);
                 let (datapath, _) = open(if grow { &config } else { &small });
                 assert_eq!(folders(&config), ["v2"]);
-                goes_on(&datapath, CLIENT, VIP, BACKEND);
+                goes_on(&datapath, client, vip, backend);
                 assert_eq!(datapath.share(1).unwrap(), Some(2), "{steps} {grow}");
                 let frontends = if grow { 128 } else { 64 };
                 assert_eq!(datapath.service_limits().0, frontends, "after {steps} steps");

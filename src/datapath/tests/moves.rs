@@ -1,6 +1,6 @@
 //! Moving everything from schema 1: with flows, cut off anywhere, failed, refused.
 
-use super::frames::{Segment, TCP, UDP, addr, read, tcp};
+use super::frames::{Segment, TCP, UDP, addr, ip, read, tcp};
 use super::growth::connect;
 use super::rig::{Folder, IFINDEX, OTHER_IFINDEX, Rig, SERVICE, frontend_key, isolated, pod, run};
 use crate::datapath::config::Config;
@@ -18,6 +18,24 @@ use std::path::Path;
 pub(super) const CLIENT: &str = "10.0.0.1:1000";
 pub(super) const VIP: &str = "10.96.0.1:80";
 pub(super) const BACKEND: &str = "10.1.0.1:8080";
+
+/// A client, the Service and its backend, of each family.
+pub(super) const FAMILIES: [[&str; 3]; 2] =
+    [[CLIENT, VIP, BACKEND], ["[fd00::1]:1000", "[fd96::1]:80", "[fd01::1]:8080"]];
+
+/// The Service and its backend that a client of this family has.
+pub(super) fn service_for(client: &str) -> (&'static str, &'static str) {
+    let [[_, vip, backend], [_, vip6, backend6]] = FAMILIES;
+    if client.starts_with('[') { (vip6, backend6) } else { (vip, backend) }
+}
+
+/// Pod 1 or 2 of a family, at a port.
+fn pod_at(family: usize, pod: u32, port: u16) -> String {
+    if family == 0 { format!("10.0.0.{pod}:{port}") } else { format!("[fd00::{pod}]:{port}") }
+}
+
+/// Where the Service of a family stands in the tables: first slot, and backend.
+const PLACES: [(u32, u32); 2] = [(5, 7), (6, 6)];
 
 /// Seconds since boot.
 fn now() -> u32 {
@@ -46,7 +64,7 @@ fn key(from: &str, to: &str, proto: u8) -> (FlowKey, bool) {
     (FlowKey { low, high: high_end, low_port, high_port, proto, ..FlowKey::default() }, high)
 }
 
-/// A datapath of schema 1, as netd 0.1 left it: two pods, a Service of one backend, counters.
+/// A datapath of schema 1, as netd 0.1 left it: two pods, a Service of one backend in each family, counters.
 struct Old {
     folder: Folder,
     pins: Pins,
@@ -81,23 +99,25 @@ impl Old {
                 hash(&pins, "POD_BY_ADDR").insert(addr, one, 0).unwrap();
             }
         }
-        let row = schema1::Frontend {
-            service: SERVICE,
-            slot_base: 5,
-            backends: 1,
-            generation: 3,
-            ..Default::default()
-        };
-        hash(&pins, "FRONTENDS").insert(frontend_key("10.96.0.1", 80, TCP), row, 0).unwrap();
-        array::<u32>(&pins, "SLOTS").set(5, 7, 0).unwrap();
-        let backend = schema1::Backend {
-            addr: addr("10.1.0.1"),
-            port: 8080_u16.to_be(),
-            proto: TCP,
-            state: backend_state::ACTIVE,
-            generation: 4,
-        };
-        array(&pins, "BACKENDS").set(7, backend, 0).unwrap();
+        for ([_, vip, backend], (slot_base, id)) in FAMILIES.into_iter().zip(PLACES) {
+            let row = schema1::Frontend {
+                service: SERVICE,
+                slot_base,
+                backends: 1,
+                generation: 3,
+                ..Default::default()
+            };
+            hash(&pins, "FRONTENDS").insert(frontend_key(ip(vip), 80, TCP), row, 0).unwrap();
+            array::<u32>(&pins, "SLOTS").set(slot_base, id, 0).unwrap();
+            let backend = schema1::Backend {
+                addr: addr(ip(backend)),
+                port: 8080_u16.to_be(),
+                proto: TCP,
+                state: backend_state::ACTIVE,
+                generation: 4,
+            };
+            array(&pins, "BACKENDS").set(id, backend, 0).unwrap();
+        }
         let free = schema1::Backend { generation: 9, ..schema1::Backend::default() };
         array(&pins, "BACKENDS").set(8, free, 0).unwrap();
         for (name, index) in
@@ -131,6 +151,7 @@ impl Old {
     ) {
         let mut flows = self.flows();
         let socket = |text: &str| text.parse::<std::net::SocketAddr>().unwrap();
+        let (_, backend_id) = PLACES[usize::from(client.starts_with('['))];
         for (other, role, target) in [(vip, role::FORWARD, backend), (backend, role::REPLY, vip)] {
             let (key, high) = key(client, other, proto);
             let initiator = if high { flow_flag::INITIATOR_HIGH } else { 0 };
@@ -140,7 +161,7 @@ impl Old {
                 xlat_port: socket(target).port().to_be(),
                 xlat_addr: socket(target).ip().into(),
                 service: SERVICE,
-                backend: 7,
+                backend: backend_id,
                 backend_generation: 4,
                 created: now().wrapping_sub(age.0),
                 last_seen: now().wrapping_sub(age.1),
@@ -154,12 +175,18 @@ impl Old {
     fn with_flows() -> Self {
         let old = Self::new();
         let replied = flow_flag::REPLIED;
-        old.through_service(CLIENT, VIP, BACKEND, TCP, replied, (100, 50));
-        old.through_service("10.0.0.1:1001", VIP, BACKEND, TCP, 0, (1, 1));
-        old.through_service("10.0.0.1:1002", VIP, BACKEND, TCP, replied | flow_flag::FIN_BOTH, (9, 1));
-        old.through_service("10.0.0.2:1003", VIP, BACKEND, UDP, replied, (30, 1));
-        old.through_service("10.0.0.2:1004", VIP, BACKEND, UDP, replied, (1, 1));
-        old.through_service("10.0.0.2:1005", VIP, BACKEND, UDP, replied, (900, 500));
+        for (family, [_, vip, backend]) in FAMILIES.into_iter().enumerate() {
+            for (pod, port, proto, flags, age) in [
+                (1, 1000, TCP, replied, (100, 50)),
+                (1, 1001, TCP, 0, (1, 1)),
+                (1, 1002, TCP, replied | flow_flag::FIN_BOTH, (9, 1)),
+                (2, 1003, UDP, replied, (30, 1)),
+                (2, 1004, UDP, replied, (1, 1)),
+                (2, 1005, UDP, replied, (900, 500)),
+            ] {
+                old.through_service(&pod_at(family, pod, port), vip, backend, proto, flags, age);
+            }
+        }
         old
     }
 
@@ -212,39 +239,48 @@ pub(super) fn row<'a>(rows: &'a [FlowRow], from: &str, to: &str, proto: u8) -> O
 fn all_is_here(datapath: &Datapath) {
     let pods = [pod(IFINDEX, 1, "10.0.0.1", "fd00::1"), pod(OTHER_IFINDEX, 2, "10.0.0.2", "fd00::2")];
     assert_eq!(datapath.pods().unwrap(), pods);
-    let frontend =
-        Frontend { service: SERVICE, slot_base: 5, backends: 1, generation: 3, ..Frontend::default() };
-    assert_eq!(datapath.frontends().unwrap(), [(frontend_key("10.96.0.1", 80, TCP), frontend)]);
-    assert_eq!(datapath.slots(5, 1).unwrap(), [7]);
-    let backend = Backend {
-        addr: addr("10.1.0.1"),
+    let mut frontends = datapath.frontends().unwrap();
+    frontends.sort_by_key(|(_, row)| row.slot_base);
+    let expected = FAMILIES.into_iter().zip(PLACES).map(|([_, vip, _], (slot_base, _))| {
+        let row = Frontend { service: SERVICE, slot_base, backends: 1, generation: 3, ..Frontend::default() };
+        (frontend_key(ip(vip), 80, TCP), row)
+    });
+    assert_eq!(frontends, expected.collect::<Vec<_>>());
+    assert_eq!(datapath.slots(5, 2).unwrap(), [7, 6]);
+    let backend = |[_, _, backend]: [&str; 3]| Backend {
+        addr: addr(ip(backend)),
         port: 8080_u16.to_be(),
         proto: TCP,
         state: backend_state::ACTIVE,
         generation: 4,
         service: 0,
     };
+    let [v4, v6] = FAMILIES.map(backend);
     let free = Backend { generation: 9, ..Backend::default() };
-    assert_eq!(datapath.backends().unwrap(), [(7, backend), (8, free)]);
+    assert_eq!(datapath.backends().unwrap(), [(6, v6), (7, v4), (8, free)]);
 
     let rows = datapath.flows().unwrap();
-    for (client, proto, established, owner) in [
-        (CLIENT, TCP, Some(true), 1),
-        ("10.0.0.1:1001", TCP, Some(false), 1),
-        ("10.0.0.1:1002", TCP, Some(false), 1),
-        ("10.0.0.2:1003", UDP, Some(true), 2),
-        ("10.0.0.2:1004", UDP, Some(false), 2),
-        ("10.0.0.2:1005", UDP, None, 2),
-    ] {
-        for (other, expected) in [(VIP, role::FORWARD), (BACKEND, role::REPLY)] {
-            let found = row(&rows, client, other, proto);
-            assert_eq!(found.map(|row| row.established), established, "{client} {other}");
-            let Some(found) = found else { continue };
-            assert_eq!((found.flow.role, found.flow.owner), (expected, owner), "{client} {other}");
-            assert_eq!((found.flow.backend, found.flow.backend_generation), (7, 4));
+    for (family, [_, vip, backend]) in FAMILIES.into_iter().enumerate() {
+        for (pod, port, proto, established) in [
+            (1, 1000, TCP, Some(true)),
+            (1, 1001, TCP, Some(false)),
+            (1, 1002, TCP, Some(false)),
+            (2, 1003, UDP, Some(true)),
+            (2, 1004, UDP, Some(false)),
+            (2, 1005, UDP, None),
+        ] {
+            let client = &pod_at(family, pod, port);
+            for (other, expected) in [(vip, role::FORWARD), (backend, role::REPLY)] {
+                let found = row(&rows, client, other, proto);
+                assert_eq!(found.map(|row| row.established), established, "{client} {other}");
+                let Some(found) = found else { continue };
+                assert_eq!((found.flow.role, found.flow.owner), (expected, pod), "{client} {other}");
+                let of = (found.flow.backend, found.flow.backend_generation);
+                assert_eq!(of, (PLACES[family].1, 4), "{client} {other}");
+            }
         }
     }
-    assert_eq!((datapath.share(1).unwrap(), datapath.share(2).unwrap()), (Some(2), Some(2)));
+    assert_eq!((datapath.share(1).unwrap(), datapath.share(2).unwrap()), (Some(4), Some(4)));
 
     let cpus = u64::try_from(aya::util::nr_cpus().unwrap()).unwrap();
     assert_eq!(datapath.path_counts().unwrap()[path::PEER as usize].1.packets, cpus);
@@ -271,13 +307,15 @@ fn everything_of_schema_1_is_moved() {
         all_is_here(&datapath);
         let frontends: HashMap<_, FrontendKey, Frontend> =
             hash(&Pins::current(&old.config().bpffs), "FRONTENDS");
-        let key = frontend_key("10.96.0.1", 80, TCP);
-        let frontend = frontends.get(&key, 0).unwrap();
-        assert_eq!(frontend.seal, seal(&key, &frontend));
-        goes_on(&datapath, CLIENT, VIP, BACKEND);
-        let new =
-            datapath.test_run(Stage::PodEgress, &tcp("10.0.0.1:2000", VIP, Segment::Syn), IFINDEX, false, 1);
-        assert_eq!(read(&new.unwrap().packet).destination.to_string(), BACKEND);
+        for (family, [client, vip, backend]) in FAMILIES.into_iter().enumerate() {
+            let key = frontend_key(ip(vip), 80, TCP);
+            let frontend = frontends.get(&key, 0).unwrap();
+            assert_eq!(frontend.seal, seal(&key, &frontend));
+            goes_on(&datapath, client, vip, backend);
+            let new = tcp(&pod_at(family, 1, 2000), vip, Segment::Syn);
+            let new = datapath.test_run(Stage::PodEgress, &new, IFINDEX, false, 1);
+            assert_eq!(read(&new.unwrap().packet).destination.to_string(), backend);
+        }
     });
 }
 
@@ -311,55 +349,62 @@ fn a_move_cut_off_twice_is_whole_too() {
 #[test]
 fn while_both_kinds_of_programs_run_each_finds_the_others_flows() {
     isolated(|| {
-        let old = Old::with_flows();
-        let mut moving = old.moving();
-        take(&mut moving, 3);
-        let run = |stage, frame: &[u8]| {
-            read(&moving.programs().test_run(stage, frame, IFINDEX, None, 1).unwrap().packet)
-        };
-        // Begun by a program of schema 1 after the tables were filled; its reply comes by an interface that
-        // has a new program.
-        old.through_service("10.0.0.1:3000", VIP, BACKEND, TCP, 0, (0, 0));
-        let back = run(Stage::PodIngress, &tcp(BACKEND, "10.0.0.1:3000", Segment::SynAck));
-        assert_eq!(back.source.to_string(), VIP);
-        let (reply, _) = key("10.0.0.1:3000", BACKEND, TCP);
-        let told = u16::from(old.flows().get(&reply, 0).unwrap().flags);
-        assert_eq!(told & flow_flag::REPLIED, 0, "what this packet says is told with the next one");
-        run(Stage::PodIngress, &tcp(BACKEND, "10.0.0.1:3000", Segment::Ack));
-        let told = u16::from(old.flows().get(&reply, 0).unwrap().flags);
-        assert_ne!(told & flow_flag::REPLIED, 0);
-
-        // Begun by a new program: both rows are there as schema 1 writes them.
-        let sent = run(Stage::PodEgress, &tcp("10.0.0.1:3001", VIP, Segment::Syn));
-        assert_eq!(sent.destination.to_string(), BACKEND);
-        let rows =
-            [VIP, BACKEND].map(|other| old.flows().get(&key("10.0.0.1:3001", other, TCP).0, 0).unwrap());
-        assert_eq!(rows.map(|row| row.role), [role::FORWARD, role::REPLY]);
-        assert_eq!(rows.map(|row| (row.backend, row.backend_generation, row.service)), [(7, 4, SERVICE); 2]);
-        assert_eq!(rows.map(|row| row.xlat_port.to_be()), [8080, 80]);
-
-        // Ended by a program of schema 1 and begun anew, to another backend: the newer flow counts.
-        old.through_service(CLIENT, VIP, "10.1.0.2:8080", TCP, 0, (0, 0));
-        let sent = run(Stage::PodEgress, &tcp(CLIENT, VIP, Segment::Ack));
-        assert_eq!(sent.destination.to_string(), "10.1.0.2:8080");
-
-        // A FIN that a program of schema 1 saw ends the flow with the other end's FIN.
-        let (near, high) = key("10.0.0.1:3001", VIP, TCP);
-        let fin =
-            if high { flow_flag::INITIATOR_HIGH } else { 0 } | flow_flag::FIN_FORWARD | flow_flag::REPLIED;
-        let seen = schema1::Flow { flags: u8::try_from(fin).unwrap(), ..old.flows().get(&near, 0).unwrap() };
-        old.flows().insert(near, seen, 0).unwrap();
-        run(Stage::PodEgress, &tcp("10.0.0.1:3001", VIP, Segment::Ack));
-        run(Stage::PodIngress, &tcp(BACKEND, "10.0.0.1:3001", Segment::Fin));
-
-        drop(moving);
-        let (datapath, _) = open(&old.config());
-        goes_on(&datapath, "10.0.0.1:3000", VIP, BACKEND);
-        goes_on(&datapath, CLIENT, VIP, "10.1.0.2:8080");
-        let rows = datapath.flows().unwrap();
-        let ended = row(&rows, "10.0.0.1:3001", VIP, TCP).unwrap();
-        assert!(!ended.established && ended.flow.done(), "{ended:?}");
+        for (family, [client, vip, backend]) in FAMILIES.into_iter().enumerate() {
+            each_finds_the_others_flows(family, client, vip, backend);
+        }
     });
+}
+
+fn each_finds_the_others_flows(family: usize, client: &str, vip: &str, backend: &str) {
+    let old = Old::with_flows();
+    let mut moving = old.moving();
+    take(&mut moving, 3);
+    let run = |stage, frame: &[u8]| {
+        read(&moving.programs().test_run(stage, frame, IFINDEX, None, 1).unwrap().packet)
+    };
+    let (theirs, ours) = (&pod_at(family, 1, 3000), &pod_at(family, 1, 3001));
+    let another = ["10.1.0.2:8080", "[fd01::2]:8080"][family];
+    // Begun by a program of schema 1 after the tables were filled; its reply comes by an interface that
+    // has a new program.
+    old.through_service(theirs, vip, backend, TCP, 0, (0, 0));
+    let back = run(Stage::PodIngress, &tcp(backend, theirs, Segment::SynAck));
+    assert_eq!(back.source.to_string(), vip);
+    let (reply, _) = key(theirs, backend, TCP);
+    let told = u16::from(old.flows().get(&reply, 0).unwrap().flags);
+    assert_eq!(told & flow_flag::REPLIED, 0, "what this packet says is told with the next one");
+    run(Stage::PodIngress, &tcp(backend, theirs, Segment::Ack));
+    let told = u16::from(old.flows().get(&reply, 0).unwrap().flags);
+    assert_ne!(told & flow_flag::REPLIED, 0);
+
+    // Begun by a new program: both rows are there as schema 1 writes them.
+    let sent = run(Stage::PodEgress, &tcp(ours, vip, Segment::Syn));
+    assert_eq!(sent.destination.to_string(), backend);
+    let rows = [vip, backend].map(|other| old.flows().get(&key(ours, other, TCP).0, 0).unwrap());
+    assert_eq!(rows.map(|row| row.role), [role::FORWARD, role::REPLY]);
+    let of = (PLACES[family].1, 4, SERVICE);
+    assert_eq!(rows.map(|row| (row.backend, row.backend_generation, row.service)), [of; 2]);
+    assert_eq!(rows.map(|row| row.xlat_port.to_be()), [8080, 80]);
+
+    // Ended by a program of schema 1 and begun anew, to another backend: the newer flow counts.
+    old.through_service(client, vip, another, TCP, 0, (0, 0));
+    let sent = run(Stage::PodEgress, &tcp(client, vip, Segment::Ack));
+    assert_eq!(sent.destination.to_string(), another);
+
+    // A FIN that a program of schema 1 saw ends the flow with the other end's FIN.
+    let (near, high) = key(ours, vip, TCP);
+    let fin = if high { flow_flag::INITIATOR_HIGH } else { 0 } | flow_flag::FIN_FORWARD | flow_flag::REPLIED;
+    let seen = schema1::Flow { flags: u8::try_from(fin).unwrap(), ..old.flows().get(&near, 0).unwrap() };
+    old.flows().insert(near, seen, 0).unwrap();
+    run(Stage::PodEgress, &tcp(ours, vip, Segment::Ack));
+    run(Stage::PodIngress, &tcp(backend, ours, Segment::Fin));
+
+    drop(moving);
+    let (datapath, _) = open(&old.config());
+    goes_on(&datapath, theirs, vip, backend);
+    goes_on(&datapath, client, vip, another);
+    let rows = datapath.flows().unwrap();
+    let ended = row(&rows, ours, vip, TCP).unwrap();
+    assert!(!ended.established && ended.flow.done(), "{ended:?}");
 }
 
 #[test]
@@ -402,17 +447,21 @@ fn a_move_that_fails_leaves_all_as_it_was() {
         let Err(error) = Datapath::open(&config).map(drop) else { panic!("four billion rows") };
         assert!(matches!(error, Error::Move { .. }), "{error:?}");
         assert_eq!(folders(&config), ["v1"]);
-        assert_eq!(old.flows().keys().count(), 12);
+        assert_eq!(old.flows().keys().count(), 24);
         let (datapath, _) = open(&old.config());
         all_is_here(&datapath);
-        connect(&datapath, "10.0.0.1:4000");
+        let clients = [0, 1].map(|family| pod_at(family, 1, 4000));
+        clients.iter().for_each(|client| connect(&datapath, client));
         drop(datapath);
         let (datapath, report) = open(&config);
         let [kept] = report.kept.as_slice() else { panic!("{report:?}") };
         assert_eq!((kept.map, kept.wanted, kept.actual), ("ESTABLISHED", u32::MAX, 1024));
         assert!(kept.why.contains("ESTABLISHED"), "{}", kept.why);
         assert_eq!(folders(&config), ["v2"]);
-        goes_on(&datapath, "10.0.0.1:4000", VIP, BACKEND);
+        for client in &clients {
+            let (vip, backend) = service_for(client);
+            goes_on(&datapath, client, vip, backend);
+        }
     });
 }
 

@@ -1,6 +1,6 @@
 //! What the programs do to single packets.
 
-use super::frames::{Segment, TCP, UDP, addr, read, tcp, udp};
+use super::frames::{Segment, TCP, UDP, addr, ip, read, tcp, udp};
 use super::rig::{IFINDEX, OTHER_IFINDEX, Rig, SERVICE, frontend_key, isolated, pod, run};
 use crate::datapath::test_run::Stage;
 use netd_bpf::event::{path, reason, stage};
@@ -193,14 +193,28 @@ fn a_service_is_translated_both_ways() {
 #[test]
 fn udp_without_checksum_keeps_none() {
     isolated(|| {
-        let rig = Rig::new();
-        rig.service("10.96.0.1", 53, UDP, &[("10.0.0.2", 5353)]);
-        let mut frame = udp("10.0.0.1:1000", "10.96.0.1:53");
-        frame[40..42].copy_from_slice(&[0, 0]);
-        let ran = rig.pod_sends(&frame);
-        assert_eq!(ran.verdict, REDIRECT);
-        assert_eq!(ran.packet[40..42], [0, 0]);
-        assert_eq!(read(&ran.packet).destination, "10.0.0.2:5353".parse().unwrap());
+        // The other family too: RFC 6936 §5 lets nobody on the way put one there.
+        for (client, vip, backend, at) in [
+            ("10.0.0.1:1000", "10.96.0.1:53", "10.0.0.2:5353", 40),
+            ("[fd00::1]:1000", "[fd96::1]:53", "[fd00::2]:5353", 60),
+        ] {
+            let rig = Rig::new();
+            rig.service(ip(vip), 53, UDP, &[(ip(backend), 5353)]);
+            let without = |from: &str, to: &str| {
+                let mut frame = udp(from, to);
+                assert_ne!(frame[at..at + 2], [0, 0], "{at} is where it stands");
+                frame[at..at + 2].copy_from_slice(&[0, 0]);
+                frame
+            };
+            let ran = rig.pod_sends(&without(client, vip));
+            assert_eq!(ran.verdict, REDIRECT);
+            assert_eq!(ran.packet[at..at + 2], [0, 0], "forth");
+            assert_eq!(read(&ran.packet).destination, backend.parse().unwrap());
+            let back = rig.pod_receives(&without(backend, client));
+            assert_eq!(back.verdict, OK);
+            assert_eq!(back.packet[at..at + 2], [0, 0], "back");
+            assert_eq!(read(&back.packet).source, vip.parse().unwrap());
+        }
     });
 }
 
