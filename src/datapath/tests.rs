@@ -4,6 +4,8 @@
 #[cfg(not(netd_bpf_stub))]
 mod affinity;
 #[cfg(not(netd_bpf_stub))]
+mod checksums;
+#[cfg(not(netd_bpf_stub))]
 mod conversations;
 #[cfg(not(netd_bpf_stub))]
 mod flows;
@@ -26,6 +28,8 @@ mod pieces;
 #[cfg(not(netd_bpf_stub))]
 mod pins;
 #[cfg(not(netd_bpf_stub))]
+mod ports;
+#[cfg(not(netd_bpf_stub))]
 mod programs;
 #[cfg(not(netd_bpf_stub))]
 mod protocols;
@@ -33,6 +37,8 @@ mod protocols;
 mod reclaim;
 #[cfg(not(netd_bpf_stub))]
 mod reject;
+#[cfg(not(netd_bpf_stub))]
+mod remembered;
 #[cfg(not(netd_bpf_stub))]
 pub(crate) mod rig;
 mod schema1;

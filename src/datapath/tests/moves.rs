@@ -48,7 +48,7 @@ fn hash<K: aya::Pod, V: aya::Pod>(pins: &Pins, name: &'static str) -> HashMap<Ma
 }
 
 /// Key of a flow, and whether its first end is the higher one.
-fn key(from: &str, to: &str, proto: u8) -> (FlowKey, bool) {
+pub(super) fn key(from: &str, to: &str, proto: u8) -> (FlowKey, bool) {
     let end = |text: &str| {
         let socket: std::net::SocketAddr = text.parse().unwrap();
         (netd_bpf::Addr::from(socket.ip()), socket.port().to_be())
