@@ -7,8 +7,9 @@ use netd_integration::node::{PORT, Pod, Server, addresses};
 use netd_integration::site::{Families, Site, VIP_PORT, VIPS, at};
 use netd_integration::traffic::{self, Echo, Flow, Proto, Sink};
 use netd_integration::wait;
+use nix::sys::socket::{setsockopt, sockopt};
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 #[test]
@@ -271,6 +272,51 @@ fn big_tcp_passes_a_service() -> Result<()> {
         for (v6, mean) in means {
             ensure!(mean > 4000, "{mean} bytes a packet (IPv6: {v6})");
             ensure!(!v6 || mean > 65_536, "{mean} bytes a packet: none is beyond 64 KiB");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn udp_segments_through_a_service_arrive() -> Result<()> {
+    const SEGMENT: usize = 1_400;
+    Lab::run(|lab| {
+        let site = Site::three_nodes(lab)?;
+        site.start_all()?;
+        let client = site.node("a")?.add_pod("client")?;
+        let (near, far) = (site.node("a")?.add_server("near")?, site.node("c")?.add_server("far")?);
+        site.state.service("web", &VIPS, VIP_PORT, &[])?;
+        for server in [&near, &far] {
+            site.state.slices("web", PORT, &server.pod.addresses)?;
+            for vip in VIPS {
+                let target = at(vip);
+                traffic::answering(&client.netns, Proto::Udp, target, &[&server.pod.name])?;
+                // Each byte tells its datagram and its place in it.
+                let sent: Vec<u8> =
+                    (0..10 * SEGMENT).map(|n| (n / SEGMENT * 23 + n % 251).to_le_bytes()[0]).collect();
+                let socket = client.netns.enter(|| {
+                    let local = if vip.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+                    let socket = UdpSocket::bind(local)?;
+                    setsockopt(&socket, sockopt::UdpGsoSegment, &i32::try_from(SEGMENT)?)?;
+                    socket.set_read_timeout(Some(traffic::PATIENCE))?;
+                    socket.connect(target)?;
+                    Ok(socket)
+                })?;
+                ensure!(socket.send(&sent)? == sent.len(), "one send");
+                let mut came = BTreeSet::new();
+                for n in 0..10 {
+                    let mut datagram = vec![0; 2 * SEGMENT];
+                    let length = socket.recv(&mut datagram).with_context(|| {
+                        format!("{n} of ten came back from {} by {target}", server.pod.name)
+                    })?;
+                    datagram.truncate(length);
+                    let name = format!("{} ", server.pod.name);
+                    let payload = datagram.strip_prefix(name.as_bytes()).context("another's answer")?;
+                    came.insert(payload.to_vec());
+                }
+                let expected: BTreeSet<Vec<u8>> = sent.chunks(SEGMENT).map(<[u8]>::to_vec).collect();
+                ensure!(expected.len() == 10 && came == expected, "not what was sent to {target}");
+            }
         }
         Ok(())
     })

@@ -26,7 +26,18 @@ struct Scene<'lab> {
 struct Web {
     server: Pod,
     keeper: Keeper,
-    vip: SocketAddr,
+    /// One of each family.
+    vips: [SocketAddr; 2],
+}
+
+/// Connections by both families, half of them each.
+fn crowds(pod: &Pod, web: &Web, count: u32) -> Result<Vec<Crowd>> {
+    web.vips.into_iter().map(|vip| Crowd::connect(&pod.netns, vip, count / 2)).collect()
+}
+
+/// New flows to a server that answers none, half of them by each family.
+fn flood_both(pod: &Pod, server: &Pod, count: u32) -> Result<()> {
+    [false, true].into_iter().try_for_each(|v6| flood(&pod.netns, server.address(v6)?, count / 2))
 }
 
 impl Web {
@@ -46,7 +57,7 @@ impl<'lab> Scene<'lab> {
     /// `keys`: of the agent's configuration, below `datapath`.
     fn new(lab: &'lab Lab, keys: &[(&str, &str)]) -> Result<Self> {
         let mut site = Site::new(lab, 1)?;
-        site.add_node("a", 1, Families::V4)?;
+        site.add_node("a", 1, Families::Dual)?;
         for (key, value) in keys {
             site.node("a")?.set(&format!("datapath.{key}"), value);
         }
@@ -54,16 +65,17 @@ impl<'lab> Scene<'lab> {
         Ok(Self { site })
     }
 
-    /// A Service with room for so many connections.
-    fn web(&self, name: &str, ip: &str, count: u32) -> Result<Web> {
+    /// A Service with room for so many connections, at these addresses of both families.
+    fn web(&self, name: &str, at: u32, count: u32) -> Result<Web> {
         let server = self.node()?.add_pod(name)?;
         let keeper = Keeper::start(&server.netns, PORT, count)?;
-        let before = self.metric("netd_service_rows", &[("table", "slots")])?;
-        self.site.state.service(name, &[ip.parse()?], VIP_PORT, &[])?;
-        self.site.state.slices(name, PORT, &server.addresses)?;
         let slots = || self.metric("netd_service_rows", &[("table", "slots")]);
-        wait::holds("the Service", || Ok(slots()? > before))?;
-        Ok(Web { server, keeper, vip: SocketAddr::new(ip.parse()?, VIP_PORT.port) })
+        let before = slots()?;
+        let ips = [format!("10.96.0.{at}").parse()?, format!("fd00:96::{at}").parse()?];
+        self.site.state.service(name, &ips, VIP_PORT, &[])?;
+        self.site.state.slices(name, PORT, &server.addresses)?;
+        wait::holds("the Service", || Ok(slots()? == before + 4))?;
+        Ok(Web { server, keeper, vips: ips.map(|ip| SocketAddr::new(ip, VIP_PORT.port)) })
     }
 
     fn node(&self) -> Result<&Node<'lab>> {
@@ -119,25 +131,25 @@ fn idle_connections_survive_a_flood_of_new_flows() -> Result<()> {
     Lab::run(|lab| {
         // The agent's defaults.
         let scene = Scene::new(lab, &[("flows", "262144"), ("flows_per_pod", "65536")])?;
-        let mut web = scene.web("web", "10.96.0.80", 4 * each)?;
-        let mut crowds = Vec::new();
+        let mut web = scene.web("web", 80, 4 * each)?;
+        let mut all = Vec::new();
         for n in 0..4 {
             let pod = scene.client(&format!("client{n}"))?;
-            crowds.push(Crowd::connect(&pod.netns, web.vip, each)?);
+            all.extend(crowds(&pod, &web, each)?);
         }
         web.keeper.wait_for(4 * each)?;
-        web.all_alive(&mut crowds, b'a')?;
+        web.all_alive(&mut all, b'a')?;
         ensure!(scene.established()? == 2 * count, "{} rows", scene.established()?);
         ensure!(scene.event("refused_share")? + scene.event("refused_full")? == 0);
 
         let opened = scene.event("opened")?;
         let flooding = scene.client("flooding")?;
-        flood(&flooding.netns, web.server.address(false)?, flows)?;
+        flood_both(&flooding, &web.server, flows)?;
         let grown = scene.event("opened")? - opened;
         ensure!(grown >= u64::from(flows), "{grown} new flows of {flows}");
         ensure!(scene.established()? == 2 * count, "{} rows are left", scene.established()?);
 
-        web.all_alive(&mut crowds, b'b')?;
+        web.all_alive(&mut all, b'b')?;
         // Two passes later all tell the same.
         let passes = || scene.metric("netd_reclaim_passes_total", &[]);
         for _ in 0..2 {
@@ -164,14 +176,14 @@ fn idle_connections_survive_a_flood_of_new_flows() -> Result<()> {
 fn a_pod_with_too_many_connections_fills_its_share_and_no_more() -> Result<()> {
     Lab::run(|lab| {
         let scene = Scene::new(lab, &[("flows", "16384"), ("flows_per_pod", "4096"), ("nursery", "16384")])?;
-        let mut web = scene.web("web", "10.96.0.80", 1_500)?;
-        let other = scene.web("other", "10.96.0.81", 6_000)?;
+        let mut web = scene.web("web", 80, 1_500)?;
+        let other = scene.web("other", 81, 6_000)?;
         let (modest, greedy) = (scene.client("modest")?, scene.client("greedy")?);
-        let mut crowds = [Crowd::connect(&modest.netns, web.vip, 1_500)?];
-        web.all_alive(&mut crowds, b'a')?;
+        let mut some = crowds(&modest, &web, 1_500)?;
+        web.all_alive(&mut some, b'a')?;
         ensure!(scene.established()? == 3_000);
         // Three times its share, all of them complete and open.
-        let many = Crowd::connect(&greedy.netns, other.vip, 6_000)?;
+        let many = crowds(&greedy, &other, 6_000)?;
         let beyond = 6_000 - 2_048;
         wait::holds("the share to be used up", || {
             Ok(scene.established()? == 3_000 + 4_096 && scene.event("refused_share")? == beyond)
@@ -193,11 +205,11 @@ fn a_pod_with_too_many_connections_fills_its_share_and_no_more() -> Result<()> {
         ensure!(status.get("problems").is_some_and(|all| all.to_string().contains(problem)), "{status}");
 
         // New flows push out what is beyond the share, and of the other pod nothing.
-        flood(&greedy.netns, other.server.address(false)?, 60_000)?;
+        flood_both(&greedy, &other.server, 60_000)?;
         ensure!(scene.established()? == 3_000 + 4_096);
-        web.all_alive(&mut crowds, b'b')?;
+        web.all_alive(&mut some, b'b')?;
         drop(many);
-        web.all_alive(&mut crowds, b'c')
+        web.all_alive(&mut some, b'c')
     })
 }
 
@@ -205,11 +217,11 @@ fn a_pod_with_too_many_connections_fills_its_share_and_no_more() -> Result<()> {
 fn a_full_table_refuses_the_newest_by_name_and_breaks_nothing() -> Result<()> {
     Lab::run(|lab| {
         let scene = Scene::new(lab, &[("flows", "4096"), ("flows_per_pod", "4096")])?;
-        let mut web = scene.web("web", "10.96.0.80", 2_000)?;
-        let other = scene.web("other", "10.96.0.81", 1_500)?;
+        let mut web = scene.web("web", 80, 2_000)?;
+        let other = scene.web("other", 81, 1_500)?;
         let (first, last) = (scene.client("first")?, scene.client("last")?);
-        let mut crowds = [Crowd::connect(&first.netns, web.vip, 1_000)?];
-        let many = Crowd::connect(&last.netns, other.vip, 1_500)?;
+        let mut some = crowds(&first, &web, 1_000)?;
+        let many = crowds(&last, &other, 1_500)?;
         let beyond = 2_500 - 2_048;
         wait::holds("the table to be full", || {
             Ok(scene.established()? == 4_096 && scene.event("refused_full")? == beyond)
@@ -225,15 +237,15 @@ fn a_full_table_refuses_the_newest_by_name_and_breaks_nothing() -> Result<()> {
         ensure!(status.get("problems").is_some_and(|all| all.to_string().contains(problem)), "{status}");
         let line = "the table of flows is full (4096 of 4096 rows): 452 connections of pod default/last";
         ensure!(scene.log()?.contains(line), "{}", scene.log()?);
-        flood(&last.netns, other.server.address(false)?, 60_000)?;
-        web.all_alive(&mut crowds, b'a')?;
+        flood_both(&last, &other.server, 60_000)?;
+        web.all_alive(&mut some, b'a')?;
         // Room again: those that come now are as good as any.
         drop(many);
         drop(other);
         wait::holds("the closed to go", || Ok(scene.established()? == 2_000))?;
         let refused = scene.event("refused_full")?;
-        let mut more = vec![Crowd::connect(&last.netns, web.vip, 500)?];
-        more.extend(crowds);
+        let mut more = crowds(&last, &web, 500)?;
+        more.extend(some);
         web.all_alive(&mut more, b'b')?;
         ensure!(scene.established()? == 3_000 && scene.event("refused_full")? == refused);
         Ok(())
@@ -245,15 +257,21 @@ fn questions_and_answers_take_no_place_among_conversations() -> Result<()> {
     Lab::run(|lab| {
         let scene = Scene::new(lab, &[])?;
         let dns = scene.node()?.add_server("dns")?;
-        scene.site.state.service("dns", &["10.96.0.10".parse()?], VIP_PORT, &[])?;
+        let ips = ["10.96.0.10".parse()?, "fd00:96::10".parse()?];
+        scene.site.state.service("dns", &ips, VIP_PORT, &[])?;
         scene.site.state.slices("dns", PORT, &dns.pod.addresses)?;
-        let (vip, client) = ("10.96.0.10:80".parse()?, scene.client("client")?);
-        wait::holds("the Service", || Ok(traffic::ask(&client.netns, Proto::Udp, vip).is_ok()))?;
+        let client = scene.client("client")?;
+        let vips = ips.map(|ip| SocketAddr::new(ip, VIP_PORT.port));
+        for vip in vips {
+            wait::holds("the Service", || Ok(traffic::ask(&client.netns, Proto::Udp, vip).is_ok()))?;
+        }
         let (opened, promoted) = (scene.event("opened")?, scene.event("promoted")?);
         client.netns.enter(|| {
-            for port in 2_000..6_000 {
-                let answer = Flow::open_from(port, Proto::Udp, vip)?.ask()?;
-                ensure!(answer == "dns", "{answer} answered");
+            for vip in vips {
+                for port in 2_000..4_000 {
+                    let answer = Flow::open_from(port, Proto::Udp, vip)?.ask()?;
+                    ensure!(answer == "dns", "{answer} answered");
+                }
             }
             Ok(())
         })?;
@@ -268,15 +286,15 @@ fn questions_and_answers_take_no_place_among_conversations() -> Result<()> {
 fn a_node_full_of_pods_refuses_the_next_by_name() -> Result<()> {
     Lab::run(|lab| {
         let scene = Scene::new(lab, &[("pods", "3")])?;
-        let mut web = scene.web("web", "10.96.0.80", 10)?;
+        let mut web = scene.web("web", 80, 10)?;
         let (one, two) = (scene.client("one")?, scene.client("two")?);
-        let mut crowds = [Crowd::connect(&one.netns, web.vip, 10)?];
+        let mut some = crowds(&one, &web, 10)?;
         let refusal = cni::refused(scene.node()?.add_pod("three"))?;
         ensure!(refusal.code == 11, "{refusal}");
         ensure!(refusal.message == "no room for another pod on this node", "{refusal}");
         let details = "netd's tables are made for 3 pods, and all are in use (datapath.pods)";
         ensure!(refusal.details == details, "{refusal}");
-        web.all_alive(&mut crowds, b'a')?;
+        web.all_alive(&mut some, b'a')?;
         scene.node()?.runtime().check(&one.attachment)?;
         scene.node()?.del_pod(two)?;
         let three = scene.node()?.add_pod("three")?;
