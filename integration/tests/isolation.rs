@@ -1,15 +1,17 @@
-//! Several agents on one kernel never see each other's pods, rows or Services.
+//! Several agents on one kernel never see each other's pods, rows or Services; and what others on a node reset
+//! comes back.
 #![cfg(not(netd_bpf_stub))]
 
 use anyhow::{Context as _, Result, ensure};
 use netd_integration::lab::{Lab, pinned};
 use netd_integration::node::{PORT, Server};
-use netd_integration::site::Site;
+use netd_integration::site::{Site, VIPS, at};
 use netd_integration::state::Port;
-use netd_integration::traffic::{self, Proto};
+use netd_integration::traffic::{self, Load, Proto, Style};
 use netd_integration::wait;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 /// Rows that a fresh node with one dual-stack pod and no Service has, by map.
 fn rows(lab: &Lab, node: &str) -> Result<BTreeMap<String, usize>> {
@@ -86,5 +88,66 @@ fn two_sites_with_the_same_addresses_do_not_meet() -> Result<()> {
         ensure!(traffic::ask(client.netns(), Proto::Tcp, (vip, 80).into())? == server.pod.name);
         drop(second);
         other.tear_down()
+    })
+}
+
+#[test]
+fn sysctls_that_were_reset_come_back() -> Result<()> {
+    const FORWARDING: [&str; 2] = ["net/ipv4/conf/all/forwarding", "net/ipv6/conf/all/forwarding"];
+    Lab::run(|lab| {
+        let site = Site::three_nodes(lab)?;
+        site.start_all()?;
+        let (client, servers) = site.web()?;
+        let node = site.node("a")?;
+        let read = |key: &str| -> Result<String> {
+            let text = node.namespace().run(&format!("cat /proc/sys/{key}"))?;
+            Ok(text.trim().to_owned())
+        };
+        let pause = Duration::from_millis(2);
+        for round in 0..3 {
+            let mut loads = Vec::new();
+            for vip in VIPS {
+                // To near and far: TCP says again what is lost while the node does not forward.
+                for style in [Style::Held, Style::Fresh] {
+                    loads.push(Load::start(&client.netns, Proto::Tcp, style, at(vip), pause)?);
+                }
+            }
+            for v6 in [false, true] {
+                // Datagrams are said once. Within a node nobody needs to forward.
+                let near =
+                    servers.iter().find(|server| server.pod.node == "a").context("a near one")?.at(v6)?;
+                for style in [Style::Held, Style::Fresh] {
+                    loads.push(Load::start(&client.netns, Proto::Udp, style, near, pause)?);
+                }
+            }
+            Load::all_more(&loads, 20)?;
+            for interface in ["all", "default", "eth0"] {
+                node.namespace().sysctl(&format!("net/ipv4/conf/{interface}/rp_filter"), "1")?;
+            }
+            for key in FORWARDING {
+                node.namespace().sysctl(key, "0")?;
+                ensure!(read(key)? == "0", "{key}");
+            }
+            node.reload()?;
+            wait::holds("the node to forward again", || {
+                Ok(FORWARDING.iter().map(|key| read(key)).collect::<Result<Vec<_>>>()? == ["1", "1"])
+            })?;
+            Load::all_more(&loads, 50).with_context(|| format!("round {round}"))?;
+            Load::none_failed(loads).with_context(|| format!("round {round}"))?;
+            // The strict filter is another's business, and in nobody's way.
+            ensure!(read("net/ipv4/conf/all/rp_filter")? == "1");
+            let all: Vec<&str> = servers.iter().map(|server| server.pod.name.as_str()).collect();
+            for vip in VIPS {
+                for proto in Proto::ALL {
+                    traffic::answering(&client.netns, proto, at(vip), &all)?;
+                }
+            }
+        }
+        let log = std::fs::read_to_string(node.log())?;
+        for key in FORWARDING {
+            let told = log.lines().filter(|line| line.contains(&format!("{key}: 0 -> 1"))).count();
+            ensure!(told >= 3, "{key} was told {told} times: {log}");
+        }
+        Ok(())
     })
 }
