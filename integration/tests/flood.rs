@@ -103,6 +103,11 @@ impl<'lab> Scene<'lab> {
         self.metric("netd_table_rows", &[("table", "established")])
     }
 
+    /// For the message of a failure.
+    fn told(&self) -> String {
+        format!("{:?}", self.node().and_then(|node| node.api_json("/v1/conntrack/summary")))
+    }
+
     fn status(&self) -> Result<Value> {
         self.node()?.api_json("/v1/status")
     }
@@ -187,7 +192,8 @@ fn a_pod_with_too_many_connections_fills_its_share_and_no_more() -> Result<()> {
         let beyond = 6_000 - 2_048;
         wait::holds("the share to be used up", || {
             Ok(scene.established()? == 3_000 + 4_096 && scene.event("refused_share")? == beyond)
-        })?;
+        })
+        .with_context(|| scene.told())?;
         scene.node()?.reload()?;
         wait::holds("the status to name the pod", || {
             let one = refused(&scene.status()?, "default/greedy");
@@ -225,7 +231,8 @@ fn a_full_table_refuses_the_newest_by_name_and_breaks_nothing() -> Result<()> {
         let beyond = 2_500 - 2_048;
         wait::holds("the table to be full", || {
             Ok(scene.established()? == 4_096 && scene.event("refused_full")? == beyond)
-        })?;
+        })
+        .with_context(|| scene.told())?;
         scene.node()?.reload()?;
         wait::holds("the status to name the pod", || {
             let one = refused(&scene.status()?, "default/last");
