@@ -46,7 +46,7 @@ impl Scene {
         Self { rig: Rig::new(), uplink }
     }
 
-    fn from_outside(&self, from: &str, to: &str) -> crate::datapath::test_run::Ran {
+    fn outside_sends(&self, from: &str, to: &str) -> crate::datapath::test_run::Ran {
         let mut frame = udp(from, to);
         frame[..6].copy_from_slice(&[2, 0, 0, 0, 0, 0x99]);
         self.rig.datapath.test_run(Stage::UplinkIn, &frame, self.uplink, true, 1).unwrap()
@@ -61,7 +61,7 @@ impl Scene {
                 let (inside, outside) = OTHERS[family];
                 let sent = tcp(inside, &to, Segment::Syn);
                 let sent = self.rig.datapath.test_run(Stage::PodEgress, &sent, IFINDEX, true, 1).unwrap();
-                for ran in [sent, self.from_outside(outside, &to)] {
+                for ran in [sent, self.outside_sends(outside, &to)] {
                     let ifindex = ran.explained.unwrap().ifindex;
                     assert!([OK, REDIRECT].contains(&ran.verdict), "{to}: {}", ran.verdict);
                     assert_eq!(ran.verdict == OK, ifindex == 0, "{to}");
@@ -135,17 +135,17 @@ fn an_address_that_was_nobodys_becomes_a_pods_at_once() {
         for family in FAMILIES {
             let (source, to) = [("10.0.0.9:53", "10.0.0.2:53"), ("[fd00::9]:53", "[fd00::2]:53")][family];
             for _ in 0..2 {
-                assert_eq!(scene.from_outside(source, to).verdict, REDIRECT, "{source} is nobody's");
+                assert_eq!(scene.outside_sends(source, to).verdict, REDIRECT, "{source} is nobody's");
             }
         }
         let new = of(9, 99, 9);
         scene.upsert(&new);
         for (source, to) in [("10.0.0.9:53", "10.0.0.2:53"), ("[fd00::9]:53", "[fd00::2]:53")] {
-            assert_eq!(scene.from_outside(source, to).verdict, SHOT, "{source} is a pod's");
+            assert_eq!(scene.outside_sends(source, to).verdict, SHOT, "{source} is a pod's");
         }
         scene.rig.datapath.remove_pod(&new).unwrap();
         for (source, to) in [("10.0.0.9:53", "10.0.0.2:53"), ("[fd00::9]:53", "[fd00::2]:53")] {
-            assert_eq!(scene.from_outside(source, to).verdict, REDIRECT, "{source} is nobody's again");
+            assert_eq!(scene.outside_sends(source, to).verdict, REDIRECT, "{source} is nobody's again");
         }
     });
 }
