@@ -259,7 +259,7 @@ fn a_node_left_with_programs_of_both_schemas_loses_nothing() -> Result<()> {
             match moment {
                 Moment::Uplink => ensure!(old > 0, "all pods have new programs already"),
                 Moment::Pods => {
-                    ensure!(old > 0 && new > 0, "{old} filters with old programs, {new} with new")
+                    ensure!(old > 0 && new > 0, "{old} filters with old programs, {new} with new");
                 }
             }
             traffic.goes_on()?;
