@@ -143,3 +143,19 @@ fn checksums_of_whole_packets_follow() {
         assert!(wrong.is_empty(), "{wrong:#?}");
     });
 }
+
+#[test]
+fn the_sum_of_a_datagram_without_checksum_follows_too() {
+    isolated(|| {
+        if !prepared() {
+            return;
+        }
+        let wrong = astray(UDP, &|from, to, _| {
+            let mut frame = udp(from, to);
+            let at = if from.starts_with('[') { 60 } else { 40 };
+            frame[at..at + 2].copy_from_slice(&[0, 0]);
+            frame
+        });
+        assert!(wrong.is_empty(), "{wrong:#?}");
+    });
+}
