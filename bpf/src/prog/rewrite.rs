@@ -125,7 +125,15 @@ fn transport(
 ) -> Result<(), ()> {
     let (checksum, mangled) = match packet.proto {
         TCP => (packet.l4 + 16, 0),
-        UDP => (packet.l4 + 6, u64::from(BPF_F_MARK_MANGLED_0)),
+        UDP => {
+            // Without a checksum nothing in the datagram makes up for other ports, and the helper does nothing.
+            let none = !same_ports && ctx.load::<u16>(packet.l4 as usize + 6) == Ok(0);
+            if none {
+                sum_changed(ctx, ports);
+                return Ok(());
+            }
+            (packet.l4 + 6, u64::from(BPF_F_MARK_MANGLED_0))
+        }
         // SCTP's checksum covers its ports and no address (RFC 9260 §6.8): only addresses can change.
         _ => return if same_ports { Ok(()) } else { Err(()) },
     };
