@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     pin_name_services();
+    give_memory_back();
     if std::env::var_os("CNI_COMMAND").is_some() {
         return netd::cli::plugin();
     }
@@ -34,3 +35,22 @@ fn pin_name_services() {
 
 #[cfg(not(target_env = "gnu"))]
 fn pin_name_services() {}
+
+/// Has glibc give freed memory back to the kernel. By itself it keeps an arena for each thread, and raises with
+/// what it sees the size from which on memory is the kernel's again: a burst of objects once read would be
+/// resident for ever.
+#[cfg(target_env = "gnu")]
+#[expect(unsafe_code, reason = "how glibc allocates is set by this call only")]
+fn give_memory_back() {
+    const KEEP: libc::c_int = 64 * 1024;
+    for (what, value) in
+        [(libc::M_ARENA_MAX, 1), (libc::M_TRIM_THRESHOLD, KEEP), (libc::M_MMAP_THRESHOLD, KEEP)]
+    {
+        // SAFETY: plain numbers, and no other thread exists yet. A refusal leaves the default.
+        unsafe { libc::mallopt(what, value) };
+    }
+}
+
+/// Other libcs have no such arenas.
+#[cfg(not(target_env = "gnu"))]
+fn give_memory_back() {}

@@ -42,7 +42,7 @@ fn epoch() -> u64 {
 #[inline(always)]
 pub(super) fn by_ifindex(ifindex: u32) -> Option<&'static Pod> {
     let key = Addr([ifindex, 0, 0, 0]);
-    let Some(seen) = maps::SEEN_INTERFACES.get_ptr_mut(ifindex % INTERFACES) else { return None };
+    let seen = maps::SEEN_INTERFACES.get_ptr_mut(ifindex % INTERFACES)?;
     // SAFETY: per-CPU memory, and no other reference to it is alive: see above.
     let seen = unsafe { &mut *seen };
     if !fresh(seen, &key) {
@@ -56,7 +56,7 @@ pub(super) fn by_ifindex(ifindex: u32) -> Option<&'static Pod> {
 pub(super) fn by_addr(addr: &Addr) -> Option<&'static Pod> {
     let [a, b, c, d] = addr.0;
     let place = u32::from_be(a ^ b ^ c ^ d) % ADDRESSES;
-    let Some(seen) = maps::SEEN_ADDRESSES.get_ptr_mut(place) else { return None };
+    let seen = maps::SEEN_ADDRESSES.get_ptr_mut(place)?;
     // SAFETY: as above.
     let seen = unsafe { &mut *seen };
     if !fresh(seen, addr) {
