@@ -142,7 +142,7 @@ impl Reclaimer {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(netd_bpf_stub)))]
 impl Datapath {
     /// As on a kernel without the iterator.
     pub(super) fn forgo_iterator(&mut self) {
