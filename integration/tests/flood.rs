@@ -204,7 +204,8 @@ fn a_pod_with_too_many_connections_fills_its_share_and_no_more() -> Result<()> {
         ensure!(number(&one, "/rows")? == 4_096 && number(&one, "/table_full")? == 0, "{one}");
         ensure!(refused(&status, "default/modest").is_err());
         let line = "pod default/greedy has used up its share of the table of flows (4096 rows)";
-        ensure!(scene.log()?.contains(line), "{}", scene.log()?);
+        // It is written after the status has it.
+        wait::holds("the log to name the pod", || Ok(scene.log()?.contains(line)))?;
         // Only a warning: everything wanted is in force.
         ensure!(status.get("ok") == Some(&Value::Bool(true)), "{status}");
         let problem = "pod default/greedy holds its whole share of 4096 rows";
@@ -243,7 +244,8 @@ fn a_full_table_refuses_the_newest_by_name_and_breaks_nothing() -> Result<()> {
         let problem = "the table of flows is full: 452 flows of pod default/last can be pushed out";
         ensure!(status.get("problems").is_some_and(|all| all.to_string().contains(problem)), "{status}");
         let line = "the table of flows is full (4096 of 4096 rows): 452 connections of pod default/last";
-        ensure!(scene.log()?.contains(line), "{}", scene.log()?);
+        // It is written after the status has it.
+        wait::holds("the log to name the pod", || Ok(scene.log()?.contains(line)))?;
         flood_both(&last, &other.server, 60_000)?;
         web.all_alive(&mut some, b'a')?;
         // Room again: those that come now are as good as any.
