@@ -30,7 +30,7 @@ use crate::{cargo, out, setup};
 use cpio::Archive;
 use debian::{Image, Kernel};
 use qemu::Machine;
-use suite::{FOLDER, MODULES, Outcome, SUITES, TOOLS};
+use suite::{BRIEF, FOLDER, MODULES, Outcome, SUITES, TOOLS};
 
 /// The kernels of Debian 12 and 13.
 const KERNELS: [Kernel; 2] = [
@@ -53,15 +53,23 @@ pub(crate) struct Options {
     /// Get Debian's newest kernels, also where some were unpacked before.
     #[arg(long)]
     fetch: bool,
+    /// Only some tests of each suite, which between them load and run everything that a kernel can refuse.
+    #[arg(long, conflicts_with = "arguments")]
+    brief: bool,
     /// Passed on to the test programs instead of their own choice of tests, such as a test's name.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<String>,
 }
 
 impl Options {
-    /// All kernels and tests, with another netd than the debug build.
-    pub(crate) fn all(binary: Option<PathBuf>) -> Self {
-        Self { binary, ..Self::default() }
+    /// All kernels, with another netd than the debug build.
+    pub(crate) fn all(binary: PathBuf, brief: bool) -> Self {
+        Self { binary: Some(binary), brief, ..Self::default() }
+    }
+
+    /// What the test programs are told.
+    fn told(&self) -> Vec<String> {
+        if self.brief { vec![BRIEF.to_owned()] } else { self.arguments.clone() }
     }
 
     /// Whether which tests run is not left to the suites.
@@ -100,7 +108,7 @@ pub(crate) fn test(options: &Options) -> Result<Vec<Line>> {
         }
         out::heading("kernels");
         let images = debian::fetch(&folder, &kernels, options.fetch)?;
-        let common = programs.archive(&options.arguments)?;
+        let common = programs.archive(&options.told())?;
         for (kernel, line) in kernels.iter().zip(guest_runs(&folder, &images, &common, options)?) {
             let mut line = line?;
             if !options.chosen() {
@@ -302,7 +310,7 @@ fn own_run(folder: &Path, programs: &Programs, options: &Options) -> Result<Line
     let mut log = Log::create(folder, release)?;
     log.line(&suite::said(&format!("kernel {release}")));
     for (suite, program) in SUITES.iter().zip(&programs.tests) {
-        let mut command = suite::command(suite, program, &programs.netd, &options.arguments);
+        let mut command = suite::command(suite, program, &programs.netd, &options.told());
         let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
         let mut child = command
             .stdout(writer.try_clone()?)
