@@ -4,6 +4,7 @@
 //! and uplink links are pinned, filters on pod interfaces are held by their devices); a new agent adopts the
 //! pinned maps as they are and swaps its programs in atomically. Only this module knows aya.
 
+mod answers;
 mod attach;
 mod attached;
 mod batch;

@@ -5,8 +5,9 @@
 //! made again. The tables go on changing while they are read: a flow that moves between them meanwhile may
 //! be told twice, none that stays is left out.
 
+use super::answers::present;
 use super::{Datapath, Error, FlowRow, batch, locked};
-use aya::maps::{HashMap, MapData, MapError};
+use aya::maps::{HashMap, MapData};
 use netd_bpf::Addr;
 use netd_bpf::flow::{Flow, FlowKey, HAIRPIN_V4, HAIRPIN_V6, Limits, flow_flag, leg, lifetime, role};
 use nix::time::{ClockId, clock_gettime};
@@ -315,9 +316,5 @@ fn get(
     name: &'static str,
     key: &FlowKey,
 ) -> Result<Option<Flow>, Error> {
-    match locked(map).get(key, 0) {
-        Ok(flow) => Ok(Some(flow)),
-        Err(MapError::KeyNotFound) => Ok(None),
-        Err(error) => Err(Error::map(name)(error)),
-    }
+    present(locked(map).get(key, 0), name)
 }

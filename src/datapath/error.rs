@@ -1,5 +1,6 @@
 //! What can go wrong between the agent and the kernel's BPF.
 
+use super::answers::is;
 use std::path::PathBuf;
 
 /// An error of the datapath; all but [`Error::NoPrograms`], [`Error::Shape`] and [`Error::Newer`] may pass with a retry.
@@ -181,14 +182,10 @@ impl Error {
         limit: u32,
         key: &'static str,
     ) -> impl Fn(aya::maps::MapError) -> Self {
-        move |source| match &source {
-            // What hash tables say (kernel/bpf/hashtab.c).
-            aya::maps::MapError::SyscallError(error)
-                if error.io_error.raw_os_error() == Some(libc::E2BIG) =>
-            {
-                Self::Full { map, limit, key }
-            }
-            _ => Self::map(map)(source),
+        // What hash tables say.
+        move |source| match is(&source, libc::E2BIG) {
+            true => Self::Full { map, limit, key },
+            false => Self::map(map)(source),
         }
     }
 

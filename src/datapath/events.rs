@@ -1,6 +1,6 @@
 //! What the programs tell: the ring buffer of drops, and the counters.
 
-use super::pods::absent_is_fine;
+use super::answers::absent_is_fine;
 use super::{Datapath, Error, locked};
 use aya::maps::{MapData, PerCpuValues, RingBuf};
 use netd_bpf::event::{Count, Drop, DropKey, path, reason, stage, total_index};

@@ -1,15 +1,11 @@
 //! Flows: both tables as one, the shares of pods, the counters, and orders to the program that changes them.
 
-use super::pods::absent_is_fine;
+use super::answers::{NOEXIST, absent_is_fine, is, present};
 use super::{Datapath, Error, batch, locked};
-use aya::maps::MapError;
 use aya::programs::{TestRun, TestRunOptions};
 use netd_bpf::flow::{Flow, FlowKey, Order, Share, flow_count, order};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-
-/// `BPF_NOEXIST` of `bpf(2)`: make the row, never replace one.
-const NOEXIST: u64 = 1;
 
 /// One row of a table of flows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,11 +75,8 @@ impl Datapath {
     /// # Errors
     /// The kernel refuses.
     pub fn share(&self, endpoint: u32) -> Result<Option<u64>, Error> {
-        match locked(&self.shares).get(&endpoint, 0) {
-            Ok(share) => Ok(Some(share.rows().try_into().unwrap_or_default())),
-            Err(MapError::KeyNotFound) => Ok(None),
-            Err(error) => Err(Error::map("SHARES")(error)),
-        }
+        let share = present(locked(&self.shares).get(&endpoint, 0), "SHARES")?;
+        Ok(share.map(|share| share.rows().try_into().unwrap_or_default()))
     }
 
     /// All shares, by endpoint.
@@ -102,11 +95,7 @@ impl Datapath {
     /// Gives a pod a share of the established, unless it has one. True if it had none.
     pub(super) fn open_share(&self, endpoint: u32) -> Result<bool, Error> {
         match locked(&self.shares).insert(endpoint, Share::default(), NOEXIST) {
-            Err(MapError::SyscallError(error))
-                if error.io_error.kind() == std::io::ErrorKind::AlreadyExists =>
-            {
-                Ok(false)
-            }
+            Err(error) if is(&error, libc::EEXIST) => Ok(false),
             other => other.map(|()| true).map_err(self.no_room("SHARES")),
         }
     }

@@ -1,9 +1,10 @@
 //! What the CNI plugin can do with the pinned maps while no agent runs.
 
 use super::Error;
+use super::answers::{absent_is_fine, present};
 use super::pin::Pins;
-use super::pods::{absent_is_fine, addresses, next_epoch};
-use aya::maps::{Array, HashMap, Map, MapData, MapError};
+use super::pods::{addresses, next_epoch};
+use aya::maps::{HashMap, MapData};
 use netd_bpf::Addr;
 use netd_bpf::flow::Share;
 use netd_bpf::pod::Pod;
@@ -21,9 +22,8 @@ pub fn remove_pod_offline(bpffs: &Path, ifindex: Option<u32>, ips: &[IpAddr]) ->
         if let (Some(by_addr), Some(by_ifindex)) = (pins.hash("POD_BY_ADDR")?, pins.hash("POD_BY_IFINDEX")?) {
             let removed = remove(by_addr, by_ifindex, pins.hash("SHARES")?, ifindex, ips);
             // Schema 1 has none. What is gone must not be remembered, whatever could not be removed.
-            if let Some(epoch) = pins.open("POD_EPOCH")? {
-                let epoch = Array::try_from(Map::Array(epoch)).map_err(Error::map("POD_EPOCH"))?;
-                next_epoch(&mut { epoch })?;
+            if let Some(mut epoch) = pins.array("POD_EPOCH")? {
+                next_epoch(&mut epoch)?;
             }
             removed?;
         }
@@ -41,11 +41,8 @@ fn remove(
     let mut doomed: Vec<Addr> = ips.iter().map(|ip| Addr::from(*ip)).collect();
     let mut interfaces: Vec<u32> = ifindex.into_iter().collect();
     for ip in ips {
-        match by_addr.get(&Addr::from(*ip), 0) {
-            Ok(pod) => interfaces.push(pod.ifindex),
-            Err(MapError::KeyNotFound) => {}
-            Err(error) => return Err(Error::map("POD_BY_ADDR")(error)),
-        }
+        let pod = present(by_addr.get(&Addr::from(*ip), 0), "POD_BY_ADDR")?;
+        interfaces.extend(pod.map(|pod| pod.ifindex));
     }
     for ifindex in interfaces {
         if let Ok(pod) = by_ifindex.get(&ifindex, 0) {

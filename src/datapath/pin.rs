@@ -6,7 +6,7 @@
 //! tells what it is at any moment.
 
 use super::Error;
-use aya::maps::{HashMap, Map, MapData};
+use aya::maps::{Array, HashMap, Map, MapData};
 use netd_bpf::{SCHEMA, schema1};
 use std::fs;
 use std::io;
@@ -117,6 +117,13 @@ impl Pins {
     ) -> Result<Option<HashMap<MapData, K, V>>, Error> {
         let Some(data) = self.open(name)? else { return Ok(None) };
         let map = Map::from_map_data(data).and_then(HashMap::try_from);
+        map.map(Some).map_err(Error::map(name))
+    }
+
+    /// A pinned array.
+    pub(super) fn array<V: aya::Pod>(&self, name: &'static str) -> Result<Option<Array<MapData, V>>, Error> {
+        let Some(data) = self.open(name)? else { return Ok(None) };
+        let map = Map::from_map_data(data).and_then(Array::try_from);
         map.map(Some).map_err(Error::map(name))
     }
 

@@ -1,5 +1,6 @@
 //! Pod rows.
 
+use super::answers::{absent_is_fine, present};
 use super::{Datapath, Error, locked};
 use aya::maps::{Array, HashMap, MapData, MapError};
 use netd_bpf::Addr;
@@ -82,12 +83,9 @@ impl Datapath {
         self.forget_drops(pod.endpoint)?;
         let mut by_addr = locked(&self.pod_by_addr);
         for addr in addresses(pod) {
-            match by_addr.get(&addr, 0) {
-                Ok(row) if row.ifindex == pod.ifindex => {
-                    absent_is_fine(by_addr.remove(&addr), "POD_BY_ADDR")?;
-                }
-                Ok(_) | Err(MapError::KeyNotFound) => {}
-                Err(error) => return Err(Error::map("POD_BY_ADDR")(error)),
+            let row = present(by_addr.get(&addr, 0), "POD_BY_ADDR")?;
+            if row.is_some_and(|row| row.ifindex == pod.ifindex) {
+                absent_is_fine(by_addr.remove(&addr), "POD_BY_ADDR")?;
             }
         }
         Ok(())
@@ -138,14 +136,6 @@ struct Undo {
     by_ifindex: Option<Option<Pod>>,
 }
 
-fn present(row: Result<Pod, MapError>, map: &'static str) -> Result<Option<Pod>, Error> {
-    match row {
-        Ok(pod) => Ok(Some(pod)),
-        Err(MapError::KeyNotFound) => Ok(None),
-        Err(error) => Err(Error::map(map)(error)),
-    }
-}
-
 fn put_back<K: aya::Pod>(
     rows: &mut HashMap<MapData, K, Pod>,
     key: K,
@@ -170,14 +160,6 @@ pub(super) fn next_epoch(map: &mut Array<MapData, u64>) -> Result<(), Error> {
 /// The pod's addresses that are set.
 pub(super) fn addresses(pod: &Pod) -> impl Iterator<Item = Addr> {
     [pod.v4, pod.v6].into_iter().filter(|addr| !addr.is_unspecified())
-}
-
-pub(super) fn absent_is_fine(result: Result<(), MapError>, map: &'static str) -> Result<(), Error> {
-    match result {
-        Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-        Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(Error::map(map)(error)),
-    }
 }
 
 #[cfg(test)]

@@ -213,14 +213,15 @@ impl Datapath {
             after.entry(endpoint).and_modify(|share| share.met += met);
         }
         let mut pass = books.pass;
-        let churn = churn(&counts, &self.flow_counts()?);
+        let counted = self.flow_counts()?;
+        let churn = churn(&counts, &counted);
         for (endpoint, rows) in reclaimer.audit.judge(&before, &after, churn) {
             self.amend(&Order { what: order::ADJUST, endpoint, rows, ..Order::default() }, &[])?;
             pass.corrected.push((endpoint, rows));
         }
         let rows = i64::try_from(pass.established.alive).unwrap_or(i64::MAX);
         *locked(&self.counted) =
-            Counted { established: rows - promoted_and_here(&self.flow_counts()?), nursery: pass.nursery };
+            Counted { established: rows - promoted_and_here(&counted), nursery: pass.nursery };
         Ok(Some(pass))
     }
 

@@ -1,6 +1,6 @@
 //! Service rows; `service::tables` decides what to write, and in which order.
 
-use super::pods::absent_is_fine;
+use super::answers::absent_is_fine;
 use super::{Datapath, Error, batch, locked};
 use netd_bpf::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, backend_state, seal};
 use std::ops::ControlFlow;

@@ -5,6 +5,8 @@
 //! nursery for its place among the established.
 
 use super::super::Error;
+use super::super::answers::{NOEXIST, absent_is_fine, is, present};
+use super::super::conversation::now;
 use super::super::pin::Pins;
 use super::each;
 use aya::maps::{HashMap, MapData, MapError};
@@ -12,10 +14,7 @@ use netd_bpf::flow::{Flow, FlowKey, Limits, Share, expired, flow_flag};
 use netd_bpf::pod::Pod;
 use netd_bpf::{Addr, schema1};
 use std::collections::HashMap as Counts;
-use std::io;
 
-/// `bpf(2)`: make the row, never replace one.
-const NOEXIST: u64 = 1;
 /// How often the shares are counted again because flows moved meanwhile.
 const COUNTS: u32 = 3;
 
@@ -225,27 +224,16 @@ fn held(pins: &Pins) -> Result<Counts<u32, u64>, Error> {
     Ok(held)
 }
 
-/// Seconds since boot, as the programs count them.
-pub(super) fn now() -> u32 {
-    use nix::time::{ClockId, clock_gettime};
-    let time = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| time.tv_sec());
-    u32::try_from(time).unwrap_or(u32::MAX)
-}
-
 fn missing(name: &str) -> Error {
     Error::Missing { kind: "map", name: name.to_owned() }
 }
 
 fn get(map: &Flows, key: &FlowKey, name: &'static str) -> Result<Option<Flow>, Error> {
-    match map.get(key, 0) {
-        Ok(row) => Ok(Some(row)),
-        Err(MapError::KeyNotFound) => Ok(None),
-        Err(error) => Err(Error::map(name)(error)),
-    }
+    present(map.get(key, 0), name)
 }
 
 fn remove(map: &mut Flows, key: &FlowKey, name: &'static str) -> Result<(), Error> {
-    super::super::pods::absent_is_fine(map.remove(key), name)
+    absent_is_fine(map.remove(key), name)
 }
 
 /// Why a row was not made.
@@ -256,12 +244,13 @@ enum Refused {
 }
 
 fn kind(result: Result<(), MapError>) -> Result<(), Refused> {
-    result.map_err(|error| match &error {
-        MapError::SyscallError(refused) => match refused.io_error.kind() {
-            io::ErrorKind::AlreadyExists => Refused::Exists,
-            _ if matches!(refused.io_error.raw_os_error(), Some(libc::E2BIG | libc::ENOMEM)) => Refused::Full,
-            _ => Refused::Other(error),
-        },
-        _ => Refused::Other(error),
+    result.map_err(|error| {
+        if is(&error, libc::EEXIST) {
+            Refused::Exists
+        } else if is(&error, libc::E2BIG) || is(&error, libc::ENOMEM) {
+            Refused::Full
+        } else {
+            Refused::Other(error)
+        }
     })
 }

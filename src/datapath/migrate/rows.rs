@@ -1,9 +1,10 @@
 //! Copying the tables that only the agent writes, and the affinities.
 
 use super::super::Error;
+use super::super::answers::{NOEXIST, is};
 use super::super::pin::Pins;
 use super::each;
-use aya::maps::{Array, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, Map, MapData, PerCpuArray};
 use netd_bpf::event::Count;
 use netd_bpf::pod::Pod;
 use netd_bpf::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey};
@@ -26,7 +27,7 @@ pub(super) fn import(from: &Pins, to: &Pins, new: &New) -> Result<(), Error> {
             target.insert(key, row.import(&key), 0).map_err(Error::map("FRONTENDS"))
         })?;
     }
-    if let Some(mut target) = array::<Backend>(to, "BACKENDS")? {
+    if let Some(mut target) = to.array::<Backend>("BACKENDS")? {
         each(from, "BACKENDS", |id: u32, row: schema1::Backend| {
             let used = row != schema1::Backend::default() && id < target.len();
             if used { set(&mut target, id, row.import(), "BACKENDS") } else { Ok(()) }
@@ -64,7 +65,6 @@ fn copy_others(from: &Pins, to: &Pins, new: &New) -> Result<(), Error> {
 
 /// Programs write these: a row that the new table has already is the newer one.
 pub(super) fn copy_affinity(from: &Pins, to: &Pins, new: &New) -> Result<(), Error> {
-    const NOEXIST: u64 = 1;
     let name = "AFFINITY";
     let (true, Some(mut target)) = (new.contains(name), to.hash::<AffinityKey, Affinity>(name)?) else {
         return Ok(());
@@ -78,8 +78,7 @@ pub(super) fn copy_affinity(from: &Pins, to: &Pins, new: &New) -> Result<(), Err
     rows.sort_unstable_by_key(|(_, row)| row.last_used);
     for (key, row) in rows {
         match target.insert(key, row, NOEXIST) {
-            Err(MapError::SyscallError(error))
-                if error.io_error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) if is(&error, libc::EEXIST) => {}
             other => other.map_err(Error::map(name))?,
         }
     }
@@ -103,17 +102,11 @@ fn copy_array<V: aya::Pod + Default + PartialEq>(
     new: &New,
     name: &'static str,
 ) -> Result<(), Error> {
-    let (true, Some(mut target)) = (new.contains(name), array::<V>(to, name)?) else { return Ok(()) };
+    let (true, Some(mut target)) = (new.contains(name), to.array::<V>(name)?) else { return Ok(()) };
     each(from, name, |index: u32, row: V| {
         let used = row != V::default() && index < target.len();
         if used { set(&mut target, index, row, name) } else { Ok(()) }
     })
-}
-
-fn array<V: aya::Pod>(pins: &Pins, name: &'static str) -> Result<Option<Array<MapData, V>>, Error> {
-    let Some(data) = pins.open(name)? else { return Ok(None) };
-    let map = Map::from_map_data(data).and_then(Array::try_from);
-    map.map(Some).map_err(Error::map(name))
 }
 
 fn set<V: aya::Pod>(

@@ -2,6 +2,7 @@
 //! it.
 
 use super::super::config::Config;
+use super::super::conversation::now;
 use super::super::pin::Pins;
 use super::super::{Error, Kept, Resized};
 use super::each;
@@ -140,7 +141,7 @@ fn backends(pins: &Pins, rows: Rows) -> Result<u32, Error> {
 
 /// Flows that are not over.
 fn flows(config: &Config, pins: &Pins, name: &'static str) -> Result<u32, Error> {
-    let (limits, now) = (config.limits(), super::flows::now());
+    let (limits, now) = (config.limits(), now());
     let mut alive = 0;
     each(pins, name, |key: FlowKey, row: Flow| {
         alive += u32::from(!expired(&row, key.proto, &limits, now));
