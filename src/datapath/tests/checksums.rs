@@ -2,7 +2,7 @@
 //! programs change, or the stack would take the packet for damaged.
 
 use super::frames::{Segment, TCP, UDP, ip, read, tcp, udp};
-use super::rig::{IFINDEX, Rig, isolated, run};
+use super::rig::{IFINDEX, Rig, isolated, uplink};
 use crate::datapath::test_run::Stage;
 use aya::programs::SchedClassifier;
 use nix::errno::Errno;
@@ -78,8 +78,7 @@ fn ends(frame: &[u8]) -> (String, String) {
 }
 
 /// Packets of a protocol through a Service and beside it, as `make` makes them; those whose sum did not follow.
-fn astray(proto: u8, make: &dyn Fn(&str, &str, Segment) -> Vec<u8>) -> Vec<String> {
-    let uplink = nix::net::if_::if_nametoindex("up0").unwrap();
+fn astray(uplink: u32, proto: u8, make: &dyn Fn(&str, &str, Segment) -> Vec<u8>) -> Vec<String> {
     let mut wrong = Vec::new();
     for (client, vip, near, other, far) in [
         ("10.0.0.1:1000", "10.96.0.1:80", "10.0.0.2:8080", "10.0.0.2:9090", "10.1.0.1:8080"),
@@ -120,26 +119,22 @@ fn astray(proto: u8, make: &dyn Fn(&str, &str, Segment) -> Vec<u8>) -> Vec<Strin
 }
 
 /// An uplink, on a kernel that knows such runs.
-fn prepared() -> bool {
-    let words =
-        ["ip", "link", "add", "up0", "address", "02:00:00:00:00:99", "type", "veth", "peer", "name", "far0"];
-    run(&words);
+fn prepared() -> Option<u32> {
+    let uplink = uplink();
     let plain = udp("10.0.0.1:1000", "10.9.0.1:53");
     let known = summed(&Rig::new(), Stage::PodEgress, &plain, IFINDEX) != Err(Errno::EINVAL);
     if !known {
         println!("skipped: this kernel's test runs know no packets that were summed as a whole");
     }
-    known
+    known.then_some(uplink)
 }
 
 #[test]
 fn checksums_of_whole_packets_follow() {
     isolated(|| {
-        if !prepared() {
-            return;
-        }
-        let mut wrong = astray(TCP, &tcp);
-        wrong.extend(astray(UDP, &|from, to, _| udp(from, to)));
+        let Some(uplink) = prepared() else { return };
+        let mut wrong = astray(uplink, TCP, &tcp);
+        wrong.extend(astray(uplink, UDP, &|from, to, _| udp(from, to)));
         assert!(wrong.is_empty(), "{wrong:#?}");
     });
 }
@@ -147,10 +142,8 @@ fn checksums_of_whole_packets_follow() {
 #[test]
 fn the_sum_of_a_datagram_without_checksum_follows_too() {
     isolated(|| {
-        if !prepared() {
-            return;
-        }
-        let wrong = astray(UDP, &|from, to, _| {
+        let Some(uplink) = prepared() else { return };
+        let wrong = astray(uplink, UDP, &|from, to, _| {
             let mut frame = udp(from, to);
             let at = if from.starts_with('[') { 60 } else { 40 };
             frame[at..at + 2].copy_from_slice(&[0, 0]);

@@ -5,7 +5,7 @@ use super::frames::{
     EXCEEDED, IcmpError, PROBLEM, Segment, TCP, TOO_BIG, UDP, UNREACHABLE, ip, long_udp, packet, raw, read,
     tcp, udp,
 };
-use super::rig::{IFINDEX, OTHER_IFINDEX, Rig, isolated, pod, run};
+use super::rig::{IFINDEX, OTHER_IFINDEX, Rig, isolated, pod, uplink};
 use crate::datapath::FlowRow;
 use crate::datapath::test_run::{Ran, Stage};
 use netd_bpf::event::reason;
@@ -53,20 +53,7 @@ fn trade_places(rig: &Rig) {
 #[test]
 fn an_error_about_what_a_client_sent_names_its_service() {
     isolated(|| {
-        run(&[
-            "ip",
-            "link",
-            "add",
-            "up0",
-            "address",
-            "02:00:00:00:00:99",
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "far0",
-        ]);
-        let uplink = nix::net::if_::if_nametoindex("up0").unwrap();
+        let uplink = uplink();
         for (client, vip, _, backend, router) in FAR {
             for proto in [TCP, UDP] {
                 let rig = Rig::new();

@@ -1,7 +1,7 @@
 //! What the programs do to single packets.
 
 use super::frames::{Segment, TCP, UDP, addr, ip, read, tcp, udp};
-use super::rig::{IFINDEX, OTHER_IFINDEX, Rig, SERVICE, frontend_key, isolated, pod, run};
+use super::rig::{IFINDEX, OTHER_IFINDEX, Rig, SERVICE, frontend_key, isolated, pod, run, uplink};
 use crate::datapath::test_run::Stage;
 use netd_bpf::event::{path, reason, stage};
 use netd_bpf::flow::{flow_flag, role};
@@ -133,20 +133,7 @@ fn cut_headers_are_malformed() {
 #[test]
 fn a_service_is_translated_both_ways() {
     isolated(|| {
-        run(&[
-            "ip",
-            "link",
-            "add",
-            "up0",
-            "address",
-            "02:00:00:00:00:99",
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "far0",
-        ]);
-        let uplink = nix::net::if_::if_nametoindex("up0").unwrap();
+        let uplink = uplink();
         for (client, vip, backend) in
             [("10.0.0.1", "10.96.0.1", "10.0.0.2"), ("fd00::1", "fd96::1", "fd00::2")]
         {

@@ -2,7 +2,7 @@
 
 use super::frames::{Segment, addr, tcp, udp};
 use super::held::on_one_cpu;
-use super::rig::{IFINDEX, OTHER_IFINDEX, Rig, isolated, pod, run};
+use super::rig::{IFINDEX, OTHER_IFINDEX, Rig, isolated, pod, uplink};
 use crate::datapath::remove_pod_offline;
 use crate::datapath::test_run::Stage;
 use netd_bpf::event::reason;
@@ -29,20 +29,7 @@ impl Scene {
     /// On one CPU, whose memory a second look comes from.
     fn new() -> Self {
         on_one_cpu();
-        run(&[
-            "ip",
-            "link",
-            "add",
-            "up0",
-            "address",
-            "02:00:00:00:00:99",
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "far0",
-        ]);
-        let uplink = nix::net::if_::if_nametoindex("up0").unwrap();
+        let uplink = uplink();
         Self { rig: Rig::new(), uplink }
     }
 

@@ -80,6 +80,24 @@ pub(crate) fn run(command: &[&str]) {
     assert!(status.success(), "{command:?}: {status}");
 }
 
+/// The uplink `up0`, whose MAC address ends in 99; its number.
+pub(super) fn uplink() -> u32 {
+    run(&[
+        "ip",
+        "link",
+        "add",
+        "up0",
+        "address",
+        "02:00:00:00:00:99",
+        "type",
+        "veth",
+        "peer",
+        "name",
+        "far0",
+    ]);
+    nix::net::if_::if_nametoindex("up0").expect("it was made")
+}
+
 impl Rig {
     /// Pod 1 at the interface of the test run, pod 2 beside it, both dual stack.
     pub(crate) fn new() -> Self {
