@@ -45,7 +45,7 @@ mod schema1;
 #[cfg(not(netd_bpf_stub))]
 mod services;
 #[cfg(not(netd_bpf_stub))]
-mod verifier;
+pub(crate) mod verifier;
 
 #[cfg(netd_bpf_stub)]
 #[test]

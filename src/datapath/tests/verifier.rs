@@ -1,4 +1,4 @@
-//! What the error of a refused program tells.
+//! Programs that the verifier refuses, what the error then tells, and how much room the verifier leaves ours.
 
 use super::rig::{Rig, isolated};
 use crate::datapath::Error;
@@ -7,13 +7,12 @@ use aya::EbpfLoader;
 use aya::programs::SchedClassifier;
 
 /// How the verifier writes the instruction; what it says against it differs with what r2 holds there.
-const REFUSED: &str = "r0 = *(u64 *)(r2 +0)";
+pub(crate) const REFUSED: &str = "r0 = *(u64 *)(r2 +0)";
 
-/// The object of pods with `r0 = *(u64 *)(r2 + 0)` as the first instruction of all its code: a program gets
-/// nothing in r2.
-fn spoilt() -> Vec<u8> {
+/// An object with `r0 = *(u64 *)(r2 + 0)` as the first instruction of all its code: a program gets nothing in
+/// r2.
+pub(crate) fn spoilt(mut bytes: Vec<u8>) -> Vec<u8> {
     const BAD: [u8; 8] = [0x79, 0x20, 0, 0, 0, 0, 0, 0];
-    let mut bytes = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pod.o")).to_vec();
     let number = |at: usize, length: usize| {
         bytes[at..at + length].iter().rev().fold(0, |all, byte| all << 8 | usize::from(*byte))
     };
@@ -31,7 +30,8 @@ fn spoilt() -> Vec<u8> {
 
 #[test]
 fn a_refusal_carries_the_verifiers_log() {
-    let mut ebpf = EbpfLoader::new().load(&spoilt()).unwrap();
+    let object = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pod.o")).to_vec();
+    let mut ebpf = EbpfLoader::new().load(&spoilt(object)).unwrap();
     let programs: Vec<String> = ebpf.programs().map(|(name, _)| name.to_owned()).collect();
     let mut refused = 0;
     for name in &programs {
