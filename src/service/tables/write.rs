@@ -63,34 +63,19 @@ impl Tables {
         let (ids, range) = match (place, old) {
             (Place::Keep, Some(old)) => (old.ids, old.range),
             (Place::Keep, None) => (Vec::new(), None),
-            (place @ (Place::New(_) | Place::Over(_)), mut old) => {
-                let range = match place {
-                    Place::Over(range) => {
-                        if let Some(old) = &mut old {
-                            old.range = None;
-                        }
-                        Some(range)
-                    }
-                    Place::New(range) => range,
-                    Place::Keep => None,
-                };
-                let proto = frontend.key.proto;
-                let ids: Vec<u32> = frontend
-                    .backends
-                    .iter()
-                    .filter_map(|backend| {
-                        let key = BackendKey::new(backend, number, proto);
-                        self.backends.acquire(&key, backend.pod.as_ref(), ops, names)
-                    })
-                    .collect();
-                self.backends.name(&ids, &frontend.backends, names);
-                if let Some(range) = range {
-                    ops.push(Op::SetSlots { base: range.base, ids: ids.clone() });
-                }
+            (Place::New(range), old) => {
+                let ids = self.list(frontend, number, range, ops, names);
                 if let Some(old) = old {
                     self.leave(&old);
                 }
                 (ids, range)
+            }
+            (Place::Over(range), old) => {
+                let ids = self.list(frontend, number, Some(range), ops, names);
+                if let Some(old) = old {
+                    self.release(&old);
+                }
+                (ids, Some(range))
             }
         };
         let row = row(frontend, number, range.map_or(0, |range| range.base), generation);
@@ -105,6 +90,31 @@ impl Tables {
             round: self.round,
         };
         self.frontends.insert(frontend.key, record);
+    }
+
+    /// Writes a frontend's new backends, and their list into the slots, if it has any.
+    fn list(
+        &mut self,
+        frontend: &DesiredFrontend,
+        number: u32,
+        range: Option<Range>,
+        ops: &mut Vec<Op>,
+        names: &mut Vec<NameChange>,
+    ) -> Vec<u32> {
+        let proto = frontend.key.proto;
+        let ids: Vec<u32> = frontend
+            .backends
+            .iter()
+            .filter_map(|backend| {
+                let key = BackendKey::new(backend, number, proto);
+                self.backends.acquire(&key, backend.pod.as_ref(), ops, names)
+            })
+            .collect();
+        self.backends.name(&ids, &frontend.backends, names);
+        if let Some(range) = range {
+            ops.push(Op::SetSlots { base: range.base, ids: ids.clone() });
+        }
+        ids
     }
 
     /// Deletes what was not wanted in this round.
@@ -149,11 +159,16 @@ impl Tables {
 
     /// What a row leaves when it is replaced or deleted.
     fn leave(&mut self, record: &Record) {
-        for id in &record.ids {
-            self.backends.release(*id);
-        }
+        self.release(record);
         if let Some(range) = record.range {
             self.slots.retire(range);
+        }
+    }
+
+    /// The same, but its slots stay in use.
+    fn release(&mut self, record: &Record) {
+        for id in &record.ids {
+            self.backends.release(*id);
         }
     }
 
