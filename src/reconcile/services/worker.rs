@@ -144,18 +144,8 @@ impl<M: ServiceMaps> Worker<M> {
         tell(&self.status.refused, &plan.refused);
         self.status.refused = std::mem::take(&mut plan.refused);
         self.status.waiting = std::mem::take(&mut plan.waiting);
-        for conflict in &goal.desired.conflicts {
-            if !self.status.conflicts.contains(conflict) {
-                warn!("{conflict}");
-            }
-        }
-        self.status.conflicts.clone_from(&goal.desired.conflicts);
-        for left_out in &goal.desired.untranslatable {
-            if !self.status.untranslatable.contains(left_out) {
-                warn!("{left_out}");
-            }
-        }
-        self.status.untranslatable.clone_from(&goal.desired.untranslatable);
+        take_over(&mut self.status.conflicts, &goal.desired.conflicts);
+        take_over(&mut self.status.untranslatable, &goal.desired.untranslatable);
         self.status.services = goal.desired.services.len();
         let empty = goal.desired.services.iter().filter(|service| service.is_empty());
         self.status.without_endpoints = empty.count();
@@ -255,6 +245,14 @@ impl<M: ServiceMaps> Worker<M> {
             [first, rest @ ..] => Err(format!("{first} (and {} more writes failed)", rest.len())),
         }
     }
+}
+
+/// Puts what is so now in the place of what was, and warns of what is new.
+fn take_over<T: Clone + PartialEq + fmt::Display>(known: &mut Vec<T>, now: &[T]) {
+    for new in now.iter().filter(|item| !known.contains(item)) {
+        warn!("{new}");
+    }
+    now.clone_into(known);
 }
 
 /// Warns of what was not refused before, and says what fits now.
