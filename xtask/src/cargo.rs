@@ -11,6 +11,36 @@ use std::process::Command;
 
 use crate::out;
 
+/// How something is built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Profile {
+    /// For tests.
+    Dev,
+    /// For the lab: optimised, without the slow link of a release.
+    Lab,
+    /// To be installed.
+    Release,
+}
+
+impl Profile {
+    /// What cargo calls it.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Dev => "dev",
+            Self::Lab => "lab",
+            Self::Release => "release",
+        }
+    }
+
+    /// Where cargo puts what it builds, below a target folder.
+    pub(crate) const fn folder(self) -> &'static str {
+        match self {
+            Self::Dev => "debug",
+            Self::Lab | Self::Release => self.name(),
+        }
+    }
+}
+
 /// The workspace's root.
 pub(crate) fn root() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));

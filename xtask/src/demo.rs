@@ -6,7 +6,8 @@
 use anyhow::{Context, Result};
 use std::os::unix::process::CommandExt;
 
-use crate::previous::{self, Previous, Profile};
+use crate::cargo::Profile;
+use crate::previous::{self, Previous};
 use crate::{cargo, out, setup};
 
 /// Builds with the `lab` profile: optimised, without the release profile's slow link.

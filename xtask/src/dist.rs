@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::cargo::Profile;
 use crate::{cargo, out, setup};
 
 /// What the binary may weigh.
@@ -21,7 +22,7 @@ pub(crate) fn run() -> Result<()> {
     setup::run(setup::Purpose::Build)?;
     out::heading("build");
     let target = target()?;
-    let built = build(&target, "release").context("step build")?;
+    let built = build(&target, Profile::Release).context("step build")?;
 
     out::heading("check");
     let folder = cargo::target_dir().join("dist");
@@ -47,19 +48,18 @@ pub(crate) fn run() -> Result<()> {
 
 /// A static `netd` as fast to build as any: for tests.
 pub(crate) fn build_for_tests() -> Result<PathBuf> {
-    build(&target()?, "dev")
+    build(&target()?, Profile::Dev)
 }
 
 /// Builds a static `netd` by a profile; where it is.
-fn build(target: &str, profile: &str) -> Result<PathBuf> {
+fn build(target: &str, profile: Profile) -> Result<PathBuf> {
     cargo::run(
-        cargo::cargo(["build", "--locked", "--package", "netd", "--bin", "netd", "--profile", profile])
-            .args(["--target", target])
+        cargo::cargo(["build", "--locked", "--package", "netd", "--bin", "netd"])
+            .args(["--profile", profile.name(), "--target", target])
             .env_remove("RUSTFLAGS")
             .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static\u{1f}-Crelocation-model=pie"),
     )?;
-    let folder = if profile == "dev" { "debug" } else { profile };
-    Ok(cargo::target_dir().join(target).join(folder).join("netd"))
+    Ok(cargo::target_dir().join(target).join(profile.folder()).join("netd"))
 }
 
 /// The host's target triple.

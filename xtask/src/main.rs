@@ -78,7 +78,7 @@ fn main() -> ExitCode {
         Task::Vm(options) => vm::run(&options),
         Task::VmGuest => vm::guest::run(),
         Task::Arch => arch::run(),
-        Task::Previous => previous::build(previous::Profile::Dev).map(drop),
+        Task::Previous => previous::build(cargo::Profile::Dev).map(drop),
         Task::Dist => dist::run(),
     };
     match result {

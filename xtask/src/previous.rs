@@ -13,35 +13,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use crate::cargo::Profile;
 use crate::{cargo, out};
 
 /// The last commit of schema 1.
 const COMMIT: &str = "a11e95192ed9af0289e7dd51fbf02820a4cae722";
-
-/// What both build the same way; by cargo's name and by that of its folder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Profile {
-    /// For tests.
-    Dev,
-    /// For the demo.
-    Lab,
-}
-
-impl Profile {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Dev => "dev",
-            Self::Lab => "lab",
-        }
-    }
-
-    const fn folder(self) -> &'static str {
-        match self {
-            Self::Dev => "debug",
-            Self::Lab => "lab",
-        }
-    }
-}
 
 /// The binary's path, or why there is none.
 pub(crate) enum Previous {
@@ -49,7 +25,7 @@ pub(crate) enum Previous {
     Missing(String),
 }
 
-/// Builds it, if it is not there.
+/// Builds it, if it is not there, the same way as what it is tested or shown with.
 pub(crate) fn build(profile: Profile) -> Result<Previous> {
     let home = cargo::target_dir().join("previous");
     let binary = home.join("netd");

@@ -12,7 +12,8 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Instant;
 
-use crate::previous::{self, Previous, Profile};
+use crate::cargo::Profile;
+use crate::previous::{self, Previous};
 use crate::toolchain::Toolchain;
 use crate::{arch, cargo, out, setup, vm};
 use tally::Tally;
