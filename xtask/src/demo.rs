@@ -7,8 +7,7 @@ use anyhow::{Context, Result};
 use std::os::unix::process::CommandExt;
 
 use crate::cargo::Profile;
-use crate::previous::{self, Previous};
-use crate::{cargo, out, setup};
+use crate::{cargo, out, previous, setup};
 
 /// Builds with the `lab` profile: optimised, without the release profile's slow link.
 pub(crate) fn run(args: &[String]) -> Result<()> {
@@ -35,10 +34,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     out::heading("demo");
     let built = cargo::target_dir().join("lab");
     let mut demo = cargo::program(built.join("netd-demo"));
-    match previous {
-        Previous::Built(path) => demo.env("NETD_PREVIOUS", path),
-        Previous::Missing(_) => demo.env("NETD_PREVIOUS", ""),
-    };
+    previous.tell(&mut demo);
     let error = demo.args(args).env("NETD_BIN", built.join("netd")).exec();
     Err(error).with_context(|| format!("cannot run {}", built.join("netd-demo").display()))
 }

@@ -25,6 +25,17 @@ pub(crate) enum Previous {
     Missing(String),
 }
 
+impl Previous {
+    /// Tells a program of the lab where it is, or that there is none.
+    pub(crate) fn tell(&self, command: &mut Command) {
+        let path = match self {
+            Self::Built(path) => path.as_path(),
+            Self::Missing(_) => Path::new(""),
+        };
+        command.env("NETD_PREVIOUS", path);
+    }
+}
+
 /// Builds it, if it is not there, the same way as what it is tested or shown with.
 pub(crate) fn build(profile: Profile) -> Result<Previous> {
     let home = cargo::target_dir().join("previous");

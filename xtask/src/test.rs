@@ -181,10 +181,7 @@ fn tests(full: bool, args: &[String], previous: &Previous) -> Result<Tally> {
         command.env("CARGO_TERM_COLOR", "always");
     }
     command.env("NETD_BIN", cargo::target_dir().join("debug/netd")).stdout(Stdio::piped());
-    match previous {
-        Previous::Built(path) => command.env("NETD_PREVIOUS", path),
-        Previous::Missing(_) => command.env("NETD_PREVIOUS", ""),
-    };
+    previous.tell(&mut command);
     let shown = cargo::shown(&command);
     out::line(&format!("$ {shown}"));
     let mut child = command.spawn().with_context(|| format!("cannot run `{shown}`"))?;
