@@ -1,24 +1,12 @@
-//! `cargo xtask bench`: sets up, builds netd and the bench, and becomes the bench, as `cargo xtask demo` becomes
-//! the demo.
+//! `cargo xtask bench`: sets up, builds netd and the bench, and becomes the bench.
 
-use anyhow::{Context, Result};
-use std::os::unix::process::CommandExt;
+use anyhow::Result;
 
-use crate::{cargo, out, setup};
+use crate::{lab, out};
 
-/// Builds with the `lab` profile: optimised, without the release profile's slow link. The demo's program is every
-/// lab's reaper.
+/// Runs it with these arguments.
 pub(crate) fn run(args: &[String]) -> Result<()> {
-    out::heading("setup");
-    setup::run(setup::Purpose::Lab)?;
-    out::heading("build");
-    let mut build = cargo::cargo(["build", "--locked", "--profile", "lab"]);
-    build.args(["--package", "netd", "--package", "netd-integration"]);
-    build.args(["--bin", "netd", "--bin", "netd-demo", "--bin", "netd-bench"]);
-    cargo::run(&mut build).context("step build")?;
+    let mut bench = lab::build("netd-bench")?;
     out::heading("bench");
-    let built = cargo::target_dir().join("lab");
-    let mut bench = cargo::program(built.join("netd-bench"));
-    let error = bench.args(args).env("NETD_BIN", built.join("netd")).exec();
-    Err(error).with_context(|| format!("cannot run {}", built.join("netd-bench").display()))
+    lab::exec(bench.args(args))
 }

@@ -8,6 +8,7 @@ mod bench;
 mod cargo;
 mod demo;
 mod dist;
+mod lab;
 mod out;
 mod previous;
 mod setup;
