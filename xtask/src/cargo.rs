@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use std::env;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::out;
 
@@ -95,6 +95,22 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// Shows and runs two commands of which the second reads what the first writes, and fails unless both succeeded.
+pub(crate) fn pipe(from: &mut Command, to: &mut Command) -> Result<()> {
+    let (first, second) = (shown(from), shown(to));
+    out::line(&format!("$ {first} | {second}"));
+    let mut writer = from.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot run `{first}`"))?;
+    let read = to.stdin(writer.stdout.take().map_or_else(Stdio::null, Stdio::from)).status();
+    // The command holds the pipe's end, too: with it a writer without reader would wait forever.
+    to.stdin(Stdio::null());
+    let written = writer.wait().with_context(|| format!("cannot wait for `{first}`"))?;
+    let read = read.with_context(|| format!("cannot run `{second}`"))?;
+    if !written.success() || !read.success() {
+        bail!("`{first}`: {written}, `{second}`: {read}");
+    }
+    Ok(())
+}
+
 /// Runs a command quietly: its standard output, or what it said on failure.
 pub(crate) fn capture(command: &mut Command) -> Result<String> {
     let shown = shown(command);
@@ -112,4 +128,19 @@ pub(crate) fn shown(command: &Command) -> String {
     let mut words = vec![program.file_name().unwrap_or(program.as_os_str()).to_string_lossy().into_owned()];
     words.extend(command.get_args().map(|arg| arg.to_string_lossy().into_owned()));
     words.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{pipe, program};
+
+    #[test]
+    fn a_pipe_needs_both_ends() {
+        assert!(pipe(program("echo").arg("well"), program("grep").args(["--quiet", "well"])).is_ok());
+        assert!(pipe(&mut program("true"), &mut program("false")).is_err());
+        assert!(pipe(&mut program("false"), &mut program("true")).is_err());
+        // Writes until nobody reads.
+        assert!(pipe(&mut program("yes"), &mut program("true")).is_err());
+        assert!(pipe(&mut program("yes"), &mut program("netd-has-no-such-program")).is_err());
+    }
 }

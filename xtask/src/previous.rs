@@ -7,11 +7,11 @@
 //!
 //! A source tree without history has no previous netd; that is told, not hidden.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use crate::cargo::Profile;
 use crate::{cargo, out};
@@ -78,20 +78,9 @@ fn take_out(to: &Path) -> Result<()> {
         fs::remove_dir_all(to).with_context(|| format!("cannot remove {}", to.display()))?;
     }
     fs::create_dir_all(to).with_context(|| format!("cannot make {}", to.display()))?;
-    out::line(&format!("$ git archive {COMMIT} | tar -x -C {}", to.display()));
-    let mut archive = cargo::program("git")
-        .args(["archive", COMMIT])
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("cannot run git archive")?;
-    let tar = archive.stdout.take().context("git archive has no output")?;
-    let unpacked = cargo::program("tar").arg("-x").arg("-C").arg(to).stdin(tar).status();
-    let archived = archive.wait().context("cannot wait for git archive")?;
-    let unpacked = unpacked.context("cannot run tar")?;
-    if !archived.success() || !unpacked.success() {
-        bail!("git archive: {archived}, tar: {unpacked}");
-    }
-    Ok(())
+    let mut archive = cargo::program("git");
+    archive.args(["archive", COMMIT]);
+    cargo::pipe(&mut archive, cargo::program("tar").arg("-x").arg("-C").arg(to))
 }
 
 /// Takes over what is compiled from crates.io. cargo compares fingerprints and compiles what does not match,

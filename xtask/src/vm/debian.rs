@@ -6,7 +6,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use crate::{cargo, out};
 
@@ -84,19 +84,11 @@ fn unpack(archive: &Path, to: &Path) -> Result<()> {
     let fresh = to.with_added_extension("new");
     remove(&fresh)?;
     fs::create_dir_all(&fresh).with_context(|| format!("cannot make {}", fresh.display()))?;
-    let mut read = cargo::program("dpkg-deb")
-        .arg("--fsys-tarfile")
-        .arg(archive)
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("cannot run dpkg-deb")?;
-    let pipe = read.stdout.take().context("dpkg-deb has no output")?;
+    let mut read = cargo::program("dpkg-deb");
+    read.arg("--fsys-tarfile").arg(archive);
     let mut write = cargo::program("tar");
     write.args(["--extract", "--wildcards", "--no-same-owner", "--directory"]).arg(&fresh).args(WANTED);
-    let written = cargo::run(write.stdin(pipe));
-    let status = read.wait().context("cannot wait for dpkg-deb")?;
-    written.with_context(|| format!("cannot unpack {}", archive.display()))?;
-    ensure!(status.success(), "dpkg-deb: {}: {status}", archive.display());
+    cargo::pipe(&mut read, &mut write).with_context(|| format!("cannot unpack {}", archive.display()))?;
     remove(to)?;
     fs::rename(&fresh, to).with_context(|| format!("cannot make {}", to.display()))
 }
