@@ -30,7 +30,7 @@ use crate::{cargo, out, setup};
 use cpio::Archive;
 use debian::{Image, Kernel};
 use qemu::Machine;
-use suite::{BRIEF, FOLDER, MODULES, Outcome, SUITES, TOOLS};
+use suite::{FOLDER, MODULES, Outcome, SUITES, Suite, TOOLS};
 
 /// The kernels of Debian 12 and 13.
 const KERNELS: [Kernel; 2] = [
@@ -67,9 +67,12 @@ impl Options {
         Self { binary: Some(binary), brief, ..Self::default() }
     }
 
-    /// What the test programs are told.
-    fn told(&self) -> Vec<String> {
-        if self.brief { vec![BRIEF.to_owned()] } else { self.arguments.clone() }
+    /// What a suite's test program is told: which tests.
+    fn told<'a>(&'a self, suite: &'a Suite) -> Vec<&'a str> {
+        if self.chosen() {
+            return self.arguments.iter().map(String::as_str).collect();
+        }
+        if self.brief { suite.brief.to_vec() } else { suite.tests.to_vec() }
     }
 
     /// Whether which tests run is not left to the suites.
@@ -108,7 +111,7 @@ pub(crate) fn test(options: &Options) -> Result<Vec<Line>> {
         }
         out::heading("kernels");
         let images = debian::fetch(&folder, &kernels, options.fetch)?;
-        let common = programs.archive(&options.told())?;
+        let common = programs.archive(options)?;
         for (kernel, line) in kernels.iter().zip(guest_runs(&folder, &images, &common, options)?) {
             let mut line = line?;
             if !options.chosen() {
@@ -181,7 +184,7 @@ impl Programs {
         out::line(&format!("$ {}", cargo::shown(&command)));
         let messages = cargo::capture(command.stderr(Stdio::inherit()))?;
         let built: Vec<([String; 3], PathBuf)> = messages.lines().filter_map(test_program).collect();
-        let find = |suite: &suite::Suite| {
+        let find = |suite: &Suite| {
             let found = built.iter().find(|(target, _)| *target == suite.target);
             found
                 .map(|(_, path)| path.clone())
@@ -202,20 +205,20 @@ impl Programs {
     }
 
     /// All of a guest but the kernel's modules.
-    fn archive(&self, arguments: &[String]) -> Result<Archive> {
+    fn archive(&self, options: &Options) -> Result<Archive> {
         let mut archive = Archive::default();
         let folder = Path::new(FOLDER);
         add_program(&mut archive, Path::new("/init"), &self.init)?;
         add_program(&mut archive, &folder.join("netd"), &self.netd)?;
         add_program(&mut archive, &folder.join("netd-demo"), &self.reaper)?;
         for (suite, program) in SUITES.iter().zip(&self.tests) {
-            add_program(&mut archive, &folder.join(suite.file), program)?;
+            add_program(&mut archive, &suite.program(), program)?;
+            archive.bytes(suite.arguments(), options.told(suite).join("\n").into_bytes());
         }
         for tool in TOOLS {
             let path = setup::locate(tool).with_context(|| format!("there is no program {tool}"))?;
             add_program(&mut archive, &Path::new("/bin").join(tool), &path)?;
         }
-        archive.bytes(folder.join("arguments"), arguments.join("\n").into_bytes());
         archive.folder(folder.join("modules"));
         Ok(archive)
     }
@@ -310,7 +313,7 @@ fn own_run(folder: &Path, programs: &Programs, options: &Options) -> Result<Line
     let mut log = Log::create(folder, release)?;
     log.line(&suite::said(&format!("kernel {release}")));
     for (suite, program) in SUITES.iter().zip(&programs.tests) {
-        let mut command = suite::command(suite, program, &programs.netd, &options.told());
+        let mut command = suite::command(program, &programs.netd, &options.told(suite));
         let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
         let mut child = command
             .stdout(writer.try_clone()?)
@@ -379,7 +382,18 @@ fn tail(path: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::test_program;
+    use super::suite::SUITES;
+    use super::{Options, test_program};
+
+    #[test]
+    fn a_suite_is_told_its_own_choice_unless_somebody_else_chose() {
+        for suite in &SUITES {
+            assert_eq!(Options::default().told(suite), suite.tests);
+            assert_eq!(Options { brief: true, ..Options::default() }.told(suite), suite.brief);
+            let chosen = Options { arguments: vec!["a_test".into()], ..Options::default() };
+            assert_eq!(chosen.told(suite), ["a_test"]);
+        }
+    }
 
     #[test]
     fn a_test_program_is_known_by_package_kind_and_name() {

@@ -68,11 +68,13 @@ fn suites(port: &File) -> Result<()> {
         fs::read_to_string("/proc/sys/kernel/osrelease").context("cannot read the kernel's release")?;
     say(port, &format!("kernel {}", release.trim()))?;
     modules()?;
-    let folder = Path::new(FOLDER);
-    let arguments = fs::read_to_string(folder.join("arguments")).context("cannot read the arguments")?;
-    let arguments: Vec<String> = arguments.lines().map(str::to_owned).collect();
+    let netd = Path::new(FOLDER).join("netd");
     for suite in &SUITES {
-        let mut command = suite::command(suite, &folder.join(suite.file), &folder.join("netd"), &arguments);
+        let told = suite.arguments();
+        let arguments =
+            fs::read_to_string(&told).with_context(|| format!("cannot read {}", told.display()))?;
+        let arguments: Vec<&str> = arguments.lines().collect();
+        let mut command = suite::command(&suite.program(), &netd, &arguments);
         command.env("PATH", "/bin").env("HOME", "/run").env("TMPDIR", "/tmp");
         let status = run_to_end(command.stdout(port.try_clone()?).stderr(port.try_clone()?))
             .with_context(|| format!("cannot run the suite `{}`", suite.name))?;

@@ -1,9 +1,11 @@
 //! What is tested on each kernel, where its files lie in a guest, and what a run of it says.
 //!
 //! The guest and the host are the same program, so this is their whole agreement: the guest runs [`SUITES`]
-//! in order and writes the tests' own output and lines that begin with [`MARK`] to its second serial port.
+//! in order, each with the arguments that the host wrote for it, and writes the tests' own output and lines that
+//! begin with [`MARK`] to its second serial port.
 
-use std::path::Path;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::test::tally::Tally;
@@ -117,18 +119,22 @@ pub(super) const TOOLS: [&str; 11] = [
     "bpftool", "sysctl", "ping", "cat", "cut", "awk", "wc", "seq",
 ];
 
-/// The argument that stands for the brief choice of each suite.
-pub(super) const BRIEF: &str = "--netd-brief";
+impl Suite {
+    /// Where its program lies in a guest.
+    pub(super) fn program(&self) -> PathBuf {
+        Path::new(FOLDER).join(self.file)
+    }
 
-/// The command of a suite; `arguments` of the harness's stand for its own choice of tests.
-pub(super) fn command(suite: &Suite, program: &Path, netd: &Path, arguments: &[String]) -> Command {
+    /// Where a guest finds the harness's arguments for it, one to a line.
+    pub(super) fn arguments(&self) -> PathBuf {
+        Path::new(FOLDER).join(format!("{}.arguments", self.file))
+    }
+}
+
+/// The command of a suite with these arguments of the harness's.
+pub(super) fn command<S: AsRef<OsStr>>(program: &Path, netd: &Path, arguments: &[S]) -> Command {
     let mut command = Command::new(program);
-    command.current_dir("/").arg("--show-output");
-    match arguments {
-        [] => command.args(suite.tests),
-        [brief] if brief == BRIEF => command.args(suite.brief),
-        _ => command.args(arguments),
-    };
+    command.current_dir("/").arg("--show-output").args(arguments);
     command.env("NETD_BIN", netd).env("RUST_BACKTRACE", "0");
     command
 }
