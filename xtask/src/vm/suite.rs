@@ -110,14 +110,18 @@ pub(super) const MODULES: [&str; 5] = [
     "tun",
 ];
 
-/// The programs that the suites execute, each for what.
-pub(super) const TOOLS: [&str; 11] = [
-    // What a test has to say to a namespace, as a line of text.
-    "sh", // Links, addresses and routes as a person makes them.
-    "ip", // Filters as a person sees them.
-    "tc", // Maps and programs as the kernel tells them.
-    "bpftool", "sysctl", "ping", "cat", "cut", "awk", "wc", "seq",
-];
+/// The programs that the suites execute.
+///
+/// | program | for what |
+/// |---|---|
+/// | `ip` | links, addresses and routes, as a person makes and sees them |
+/// | `tc` | filters, as a person sees them |
+/// | `bpftool` | maps and programs, as the kernel tells them |
+/// | `sysctl` | the settings of a namespace |
+/// | `ping` | an echo from a pod |
+/// | `sh` and the rest | several of these in one line of text, and what they say cut short |
+pub(super) const TOOLS: [&str; 11] =
+    ["ip", "tc", "bpftool", "sysctl", "ping", "sh", "cat", "cut", "awk", "wc", "seq"];
 
 impl Suite {
     /// Where its program lies in a guest.
