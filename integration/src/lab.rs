@@ -12,6 +12,7 @@ mod process;
 mod reaper;
 mod signals;
 mod sweep;
+mod turns;
 mod wire;
 
 pub use netns::Namespace;
@@ -20,6 +21,7 @@ pub use process::{Process, tail};
 pub use reaper::{helper, reap};
 pub use signals::clean_up_on_signals;
 pub use sweep::{leftovers, sweep};
+pub use turns::chrt;
 pub use wire::Segment;
 
 use anyhow::{Context as _, Result, bail};

@@ -3,7 +3,7 @@
 #![cfg(not(netd_bpf_stub))]
 
 use anyhow::{Context as _, Result, ensure};
-use netd_integration::lab::{Lab, Namespace, Pinned, pinned};
+use netd_integration::lab::{Lab, Namespace, Pinned, chrt, pinned};
 use netd_integration::node::{Node, PORT, Pod, Server};
 use netd_integration::site::Site;
 use netd_integration::state::Port;
@@ -316,13 +316,6 @@ fn kill_at(node: &Node<'_>, moment: Moment) -> Result<()> {
     })?;
     chrt(&["--other", "--pid", "0"], gettid())?;
     node.kill9().map(drop)
-}
-
-/// Changes how a thread, or all of a process, are scheduled.
-fn chrt(how: &[&str], who: Pid) -> Result<()> {
-    let status = Command::new("chrt").args(how).arg(who.to_string()).status().context("chrt")?;
-    ensure!(status.success(), "chrt {how:?}: {status}");
-    Ok(())
 }
 
 /// All threads of a process are stopped (proc(5), field 3 of `stat`).

@@ -10,13 +10,12 @@
 //! | [`Load::Connections`] | connect, 64 bytes there, 64 back, the server closes, then the client | connections per second |
 //! | [`Load::Stream`] | as many bytes as go | Gbit/s, counted by the server |
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use netd_integration::lab::Namespace;
+use anyhow::{Context as _, Result, anyhow, bail};
+use netd_integration::lab::{Namespace, chrt};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::{Pid, gettid};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -120,11 +119,7 @@ pub(crate) fn pin(cpu: usize) -> Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu)?;
     sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("moving to CPU {cpu}"))?;
-    let me = gettid().to_string();
-    let output =
-        Command::new("chrt").args(["--fifo", "--pid", "1", &me]).output().context("executing chrt")?;
-    ensure!(output.status.success(), "chrt: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
+    chrt(&["--fifo", "--pid", "1"], gettid())
 }
 
 /// A server at [`PORTS`] of a namespace. Ends when dropped.
