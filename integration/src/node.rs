@@ -180,6 +180,21 @@ impl<'lab> Node<'lab> {
         self.lab.bpffs().join(&self.name)
     }
 
+    /// The schemas whose maps are pinned there, such as `v2`, or `v2-next` while an agent fills it; in order.
+    ///
+    /// # Errors
+    /// No agent was started yet.
+    pub fn schemas(&self) -> Result<Vec<String>> {
+        let folder = self.bpffs();
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&folder).with_context(|| format!("reading {}", folder.display()))? {
+            names.push(entry?.file_name().to_string_lossy().into_owned());
+        }
+        names.retain(|name| name.starts_with('v'));
+        names.sort();
+        Ok(names)
+    }
+
     /// Where its agent keeps the ledger of addresses.
     #[must_use]
     pub fn ledger(&self) -> PathBuf {

@@ -12,7 +12,6 @@ use netd_integration::{binary, wait};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, gettid};
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -115,20 +114,9 @@ fn previous_site(lab: &Lab) -> Result<Option<Site<'_>>> {
     }
     site.start_all()?;
     for node in site.nodes() {
-        ensure!(schemas(&node.bpffs())? == ["v1"], "the previous netd is to have schema 1");
+        ensure!(node.schemas()? == ["v1"], "the previous netd is to have schema 1");
     }
     Ok(Some(site))
-}
-
-/// The folders of pins.
-fn schemas(bpffs: &Path) -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(bpffs)? {
-        names.push(entry?.file_name().to_string_lossy().into_owned());
-    }
-    names.retain(|name| name.starts_with('v'));
-    names.sort();
-    Ok(names)
 }
 
 /// All of the first set that is not in the second is freed by the kernel.
@@ -184,7 +172,7 @@ fn another_schema_takes_over_without_a_lost_request() -> Result<()> {
         site.start_all()?;
         traffic.goes_on()?;
         for (node, before) in site.nodes().iter().zip(counted) {
-            ensure!(schemas(&node.bpffs())? == ["v2"], "{:?}", schemas(&node.bpffs())?);
+            ensure!(node.schemas()? == ["v2"], "{:?}", node.schemas()?);
             let now = packets(node)?;
             ensure!(now > before, "{}: {now} packets after {before}", node.name());
         }
@@ -233,7 +221,7 @@ fn a_takeover_killed_halfway_loses_nothing_and_begins_again() -> Result<()> {
         }
         site.start_all()?;
         for node in site.nodes() {
-            ensure!(schemas(&node.bpffs())? == ["v2"], "{:?}", schemas(&node.bpffs())?);
+            ensure!(node.schemas()? == ["v2"], "{:?}", node.schemas()?);
         }
         traffic.goes_on()?;
         traffic.none_failed()

@@ -67,7 +67,7 @@ fn upgrade(lab: &Lab, previous: &Path, report: &mut Report) -> Result<()> {
     Load::all_more(&loads, REQUESTS)?;
 
     for node in site.nodes() {
-        let before = schema(node)?;
+        let before = node.schemas()?;
         node.kill9()?;
         Load::all_more(&loads, REQUESTS)?;
         node.replace_netd(None);
@@ -75,7 +75,7 @@ fn upgrade(lab: &Lab, previous: &Path, report: &mut Report) -> Result<()> {
         node.start()?;
         let took = start.elapsed().as_millis();
         let asked = format!("kill -9 on {}, this netd started instead", node.name());
-        report.check(&asked, schema(node).and_then(|after| changed(&before, &after, took)));
+        report.check(&asked, node.schemas().and_then(|after| changed(&before, &after, took)));
         Load::all_more(&loads, REQUESTS)?;
     }
     for node in site.nodes() {
@@ -116,16 +116,6 @@ fn serving(from: &Namespace, target: SocketAddr, servers: usize) -> Result<()> {
 fn version(netd: &Path) -> Result<String> {
     let said = Command::new(netd).arg("--version").output().context("asking netd for its version")?;
     Ok(format!("{}, {}", String::from_utf8_lossy(&said.stdout).trim(), netd.display()))
-}
-
-/// The folders of its pins.
-fn schema(node: &Node<'_>) -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(node.bpffs())? {
-        names.push(entry?.file_name().to_string_lossy().into_owned());
-    }
-    names.retain(|name| name.starts_with('v'));
-    Ok(names)
 }
 
 fn changed(before: &[String], after: &[String], took: u128) -> Result<String> {
