@@ -6,14 +6,13 @@ use anyhow::{Context as _, Result, bail, ensure};
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use netd_integration::lab::{Lab, Namespace};
 use netd_integration::node::{Node, PORT, Server};
-use netd_integration::site::Site;
+use netd_integration::site::{Site, VIP_PORT, VIPS, at};
 use netd_integration::state::Port;
 use netd_integration::traffic::{self, Flow, Frames, Probe, Proto, Sink, Told};
 use netd_integration::wait;
 use nix::sys::socket::{setsockopt, sockopt};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
-const VIPS: [&str; 2] = ["10.96.0.80", "fd00:96::80"];
 /// Where nobody listens.
 const DISCARD: u16 = 9;
 /// Where a [`Sink`] listens.
@@ -21,25 +20,15 @@ const SINK: u16 = 9000;
 /// Bytes of a transfer, more than any window.
 const BULK: u64 = 16_000_000;
 
-fn vips() -> Result<[IpAddr; 2]> {
-    let [v4, v6] = VIPS;
-    Ok([v4.parse()?, v6.parse()?])
-}
-
-/// The Service's sockets, IPv4 and IPv6.
-fn sockets() -> Result<[SocketAddr; 2]> {
-    Ok(vips()?.map(|vip| SocketAddr::new(vip, 80)))
-}
-
 /// The Service with these endpoints at `target`.
 fn serve(site: &Site<'_>, target: u16, endpoints: &[IpAddr]) -> Result<()> {
     site.state.slices("web", target, endpoints)?;
-    site.state.service("web", &vips()?, Port { port: 80, target }, &[])
+    site.state.service("web", &VIPS, Port { target, ..VIP_PORT }, &[])
 }
 
 /// Waits until the Service refuses.
 fn refuses(from: &Namespace) -> Result<()> {
-    for socket in sockets()? {
+    for socket in VIPS.map(at) {
         for proto in Proto::ALL {
             wait::holds("the Service to refuse", || Ok(traffic::refused(from, proto, socket).is_ok()))?;
         }
@@ -49,7 +38,7 @@ fn refuses(from: &Namespace) -> Result<()> {
 
 /// Waits until the Service answers, and by whom.
 fn answers(from: &Namespace, name: &str) -> Result<()> {
-    for socket in sockets()? {
+    for socket in VIPS.map(at) {
         for proto in Proto::ALL {
             wait::holds("the Service to answer", || {
                 Ok(traffic::ask(from, proto, socket).is_ok_and(|who| who == name))
@@ -70,7 +59,7 @@ fn an_empty_service_refuses_at_once() -> Result<()> {
         refuses(&client.netns)?;
         // From now on at the first try, each of them.
         for _ in 0..20 {
-            for socket in sockets()? {
+            for socket in VIPS.map(at) {
                 for proto in Proto::ALL {
                     traffic::refused(&client.netns, proto, socket)?;
                 }
@@ -78,7 +67,7 @@ fn an_empty_service_refuses_at_once() -> Result<()> {
         }
         // More than a packet: one that the pod's kernel cuts into fragments, one that is left to the
         // hardware to cut into datagrams.
-        for socket in sockets()? {
+        for socket in VIPS.map(at) {
             for segment in [0, 1400] {
                 let error = client.netns.enter(|| {
                     let local = if socket.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
@@ -109,7 +98,7 @@ fn an_empty_service_refuses_at_once() -> Result<()> {
         serve(&site, PORT, &server.pod.addresses)?;
         answers(&client.netns, "server")?;
         let mut flows = Vec::new();
-        for socket in sockets()? {
+        for socket in VIPS.map(at) {
             let mut flow = traffic::open(&client.netns, Proto::Udp, socket)?;
             ensure!(flow.ask()? == "server");
             flows.push(flow);
@@ -145,7 +134,7 @@ fn a_closed_port_behind_a_service_refuses() -> Result<()> {
             answers(&client.netns, &server.pod.name)?;
             serve(&site, DISCARD, &server.pod.addresses)?;
             refuses(&client.netns)?;
-            for socket in sockets()? {
+            for socket in VIPS.map(at) {
                 let said = told(&Probe::open(&client.netns, socket, 0)?)?;
                 let (kind, code) = if socket.is_ipv4() { (3, 3) } else { (1, 4) };
                 ensure!(said == Told { from: socket.ip(), kind, code }, "{name}: {said:?}");
@@ -153,7 +142,7 @@ fn a_closed_port_behind_a_service_refuses() -> Result<()> {
         }
         // A pod that is its own closed port.
         serve(&site, DISCARD, &client.addresses)?;
-        for socket in sockets()? {
+        for socket in VIPS.map(at) {
             wait::holds("the pod's own port to be the endpoint", || {
                 let own = site.node("a")?.metric("netd_packets_total", &[("path", "reject")])?;
                 ensure!(own.abs() < 1e-9, "the Service was empty for a while");
@@ -176,7 +165,7 @@ fn hops_on_the_way_to_a_service_name_themselves() -> Result<()> {
         serve(&site, PORT, &server.pod.addresses)?;
         answers(&client.netns, "server")?;
         let hops = [["10.1.0.11", "10.1.0.1", "10.2.0.13"], ["fd01::11", "fd01::1", "fd02::13"]];
-        for (socket, hops) in sockets()?.into_iter().zip(hops) {
+        for (socket, hops) in VIPS.map(at).into_iter().zip(hops) {
             for (ttl, name) in (1..).zip(hops) {
                 let said = told(&Probe::open(&client.netns, socket, ttl)?)
                     .with_context(|| format!("{ttl} hops to {socket}"))?;
@@ -244,15 +233,15 @@ fn the_mtu_of_a_path_is_learned_through_a_service() -> Result<()> {
             let [tcp, udp] = clients;
             serve(&site, PORT, &server.pod.addresses)?;
             answers(&tcp.netns, &server.pod.name)?;
-            for socket in sockets()? {
+            for socket in VIPS.map(at) {
                 learns(&udp.netns, server, socket, NARROW)
                     .with_context(|| format!("to {}", server.pod.name))?;
             }
             serve_sink(&site, &tcp.netns, server)?;
-            for socket in sockets()? {
+            for socket in VIPS.map(at) {
                 transfer(&tcp.netns, server, socket).with_context(|| format!("to {}", server.pod.name))?;
             }
-            for vip in vips()? {
+            for vip in VIPS {
                 ensure!(learned(&tcp.netns, vip)? == Some(NARROW), "TCP to {vip} got through otherwise");
             }
             // Nobody has learned a thing about the backend behind it.
@@ -297,7 +286,7 @@ fn a_pod_takes_what_is_longer_than_its_own_mtu() -> Result<()> {
         server.netns().ip("link set eth0 mtu 1300")?;
         serve(&site, PORT, &server.pod.addresses)?;
         answers(&client.netns, "server")?;
-        for socket in sockets()? {
+        for socket in VIPS.map(at) {
             let probe = Probe::open(&client.netns, socket, 0)?;
             let before = server.echo.answered();
             probe.send(1400)?;
@@ -305,7 +294,7 @@ fn a_pod_takes_what_is_longer_than_its_own_mtu() -> Result<()> {
             ensure!(probe.told()?.is_none(), "nothing is wrong");
         }
         serve_sink(&site, &client.netns, &server)?;
-        sockets()?.into_iter().try_for_each(|socket| transfer(&client.netns, &server, socket))
+        VIPS.map(at).into_iter().try_for_each(|socket| transfer(&client.netns, &server, socket))
     })
 }
 
@@ -360,7 +349,7 @@ fn segmentation_and_checksums_stay_with_the_hardware() -> Result<()> {
         for (node, name) in [("a", "near"), ("b", "far")] {
             let server = site.node(node)?.add_server(name)?;
             serve_sink(&site, &client.netns, &server)?;
-            for socket in sockets()? {
+            for socket in VIPS.map(at) {
                 let mut receiver = Frames::open(server.netns(), "eth0")?;
                 transfer(&client.netns, &server, socket)?;
                 let mut trains = 0;
@@ -386,7 +375,7 @@ fn a_segment_out_of_the_window_comes_from_the_service_too() -> Result<()> {
             let server = site.node(node)?.add_server(name)?;
             serve(&site, PORT, &server.pod.addresses)?;
             answers(&client.netns, name)?;
-            for (socket, v6) in sockets()?.into_iter().zip([false, true]) {
+            for (socket, v6) in VIPS.map(at).into_iter().zip([false, true]) {
                 let mut flow: Flow = traffic::open(&client.netns, Proto::Tcp, socket)?;
                 ensure!(flow.ask()? == name);
                 let sender = Frames::open(server.netns(), "eth0")?;

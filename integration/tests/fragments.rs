@@ -4,19 +4,10 @@
 use anyhow::{Context as _, Result, ensure};
 use netd_integration::lab::{Lab, Namespace};
 use netd_integration::node::{Node, PORT, Server};
-use netd_integration::site::Site;
-use netd_integration::state::Port;
+use netd_integration::site::{Site, VIP_PORT, VIPS, at};
 use netd_integration::traffic::{self, Frames, Proto};
 use netd_integration::wait;
 use std::net::{IpAddr, SocketAddr};
-
-const VIPS: [&str; 2] = ["10.96.0.80", "fd00:96::80"];
-const VIP_PORT: Port = Port { port: 80, target: PORT };
-
-fn vips() -> Result<[SocketAddr; 2]> {
-    let [v4, v6] = VIPS;
-    Ok([SocketAddr::new(v4.parse()?, VIP_PORT.port), SocketAddr::new(v6.parse()?, VIP_PORT.port)])
-}
 
 /// Bytes that differ from place to place and from one `seed` to the next.
 fn bytes(length: usize, seed: usize) -> Vec<u8> {
@@ -42,7 +33,7 @@ fn reassembled(namespace: &Namespace, v6: bool) -> Result<u64> {
 fn serve(site: &Site<'_>, client: &Namespace, server: &Server) -> Result<()> {
     let addresses: Vec<IpAddr> = server.pod.addresses.clone();
     site.state.slices("web", PORT, &addresses)?;
-    for vip in vips()? {
+    for vip in VIPS.map(at) {
         wait::holds(&format!("{} at {vip}", server.pod.name), || {
             Ok(traffic::ask(client, Proto::Udp, vip)? == server.pod.name)
         })?;
@@ -67,10 +58,10 @@ fn long_datagrams_are_echoed_whole() -> Result<()> {
         site.start_all()?;
         let client = site.node("a")?.add_pod("client")?;
         let (near, far) = (site.node("a")?.add_server("near")?, site.node("c")?.add_server("far")?);
-        site.state.service("web", &vips()?.map(|vip| vip.ip()), VIP_PORT, &[])?;
+        site.state.service("web", &VIPS, VIP_PORT, &[])?;
         for server in [&near, &far] {
             serve(&site, &client.netns, server)?;
-            for (vip, v6) in vips()?.into_iter().zip([false, true]) {
+            for (vip, v6) in VIPS.map(at).into_iter().zip([false, true]) {
                 for target in [vip, server.at(v6)?] {
                     let mut flow = traffic::open(&client.netns, Proto::Udp, target)?;
                     let before = reassembled(&client.netns, v6)?;
@@ -125,11 +116,11 @@ fn fragments_in_reverse_arrive_whole() -> Result<()> {
         let node = site.node("a")?;
         let client = node.add_pod("client")?;
         let (near, far) = (node.add_server("near")?, site.node("c")?.add_server("far")?);
-        site.state.service("web", &vips()?.map(|vip| vip.ip()), VIP_PORT, &[])?;
+        site.state.service("web", &VIPS, VIP_PORT, &[])?;
         let mut held = 0;
         for server in [&near, &far] {
             serve(&site, &client.netns, server)?;
-            for (vip, v6) in vips()?.into_iter().zip([false, true]) {
+            for (vip, v6) in VIPS.map(at).into_iter().zip([false, true]) {
                 let mut flow = traffic::open(&client.netns, Proto::Udp, vip)?;
                 ensure!(flow.ask()? == server.pod.name);
                 let own = SocketAddr::new(client.address(v6)?, flow.local()?.port());

@@ -4,16 +4,13 @@
 use anyhow::{Context as _, Result, ensure};
 use netd_integration::lab::{Lab, pinned};
 use netd_integration::node::{Node, PORT, Pod, addresses};
-use netd_integration::site::{Families, Site, VIP_PORT};
-use netd_integration::state::Port;
+use netd_integration::site::{Families, Site, VIP_PORT, VIPS, at};
 use netd_integration::traffic::{self, Flow, Keeper, Load, Proto, Style, flood};
 use netd_integration::wait;
 use serde_json::Value;
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
-
-const VIPS: [&str; 2] = ["10.96.0.80", "fd00:96::80"];
 
 /// One node with a Service `web` and its server, under other keys below `datapath`.
 fn scene<'lab>(lab: &'lab Lab, keys: &[(&str, &str)]) -> Result<Site<'lab>> {
@@ -24,11 +21,6 @@ fn scene<'lab>(lab: &'lab Lab, keys: &[(&str, &str)]) -> Result<Site<'lab>> {
     }
     site.start_all()?;
     Ok(site)
-}
-
-fn vip(at: usize) -> Result<SocketAddr> {
-    let ip: IpAddr = VIPS.get(at).context("two families")?.parse()?;
-    Ok(SocketAddr::new(ip, 80))
 }
 
 fn count(node: &Node<'_>, name: &str, label: (&str, &str)) -> Result<u64> {
@@ -75,15 +67,14 @@ fn what_is_idle_for_its_lifetime_goes_and_what_is_not_stays() -> Result<()> {
         let site = scene(lab, &[("timeouts.two_way", "2s"), ("timeouts.one_way", "1s")])?;
         let node = site.node("a")?;
         let (client, server) = (node.add_pod("client")?, node.add_server("server")?);
-        let ips = [vip(0)?.ip(), vip(1)?.ip()];
-        site.state.service("web", &ips, Port { port: 80, target: PORT }, &[])?;
+        site.state.service("web", &VIPS, VIP_PORT, &[])?;
         site.state.slices("web", PORT, &server.pod.addresses)?;
         let mut held = Vec::new();
-        for family in 0..2 {
-            wait::holds("the Service", || Ok(traffic::ask(&client.netns, Proto::Tcp, vip(family)?).is_ok()))?;
+        for vip in VIPS.map(at) {
+            wait::holds("the Service", || Ok(traffic::ask(&client.netns, Proto::Tcp, vip).is_ok()))?;
             let (mut tcp, mut udp) = (
-                traffic::open(&client.netns, Proto::Tcp, vip(family)?)?,
-                traffic::open(&client.netns, Proto::Udp, vip(family)?)?,
+                traffic::open(&client.netns, Proto::Tcp, vip)?,
+                traffic::open(&client.netns, Proto::Udp, vip)?,
             );
             for _ in 0..3 {
                 ensure!(tcp.ask()? == "server" && udp.ask()? == "server");
@@ -196,15 +187,14 @@ fn an_agent_that_is_absent_for_lifetimes_costs_nothing() -> Result<()> {
         let [flooding, flooded] = &others;
         // Two, so that a flow that was forgotten may be seen to begin anew at the other.
         let servers = [node.add_server("one")?, node.add_server("two")?];
-        let ips = [vip(0)?.ip(), vip(1)?.ip()];
-        site.state.service("web", &ips, VIP_PORT, &[])?;
+        site.state.service("web", &VIPS, VIP_PORT, &[])?;
         site.state.slices("web", PORT, &addresses(&servers))?;
         let (mut loads, mut idle, mut left) = (Vec::new(), Vec::new(), BTreeSet::new());
-        for family in 0..2 {
+        for vip in VIPS.map(at) {
             for proto in Proto::ALL {
-                traffic::answering(&client.netns, proto, vip(family)?, &["one", "two"])?;
+                traffic::answering(&client.netns, proto, vip, &["one", "two"])?;
                 for _ in 0..IDLE {
-                    let mut flow = traffic::open(&client.netns, proto, vip(family)?)?;
+                    let mut flow = traffic::open(&client.netns, proto, vip)?;
                     for _ in 0..3 {
                         flow.ask()?;
                     }
@@ -212,7 +202,7 @@ fn an_agent_that_is_absent_for_lifetimes_costs_nothing() -> Result<()> {
                     idle.push(flow);
                 }
             }
-            loads.extend(Load::all(&client.netns, vip(family)?, Duration::from_millis(10))?);
+            loads.extend(Load::all(&client.netns, vip, Duration::from_millis(10))?);
         }
         Load::all_more(&loads, 10)?;
         let idle_rows = 2 * left.len();

@@ -3,19 +3,16 @@
 #![cfg(not(netd_bpf_stub))]
 
 use anyhow::{Context as _, Result, ensure};
-use netd_integration::lab::{Lab, Namespace, Pinned, chrt, pinned};
-use netd_integration::node::{Node, PORT, Pod, Server};
-use netd_integration::site::Site;
-use netd_integration::state::Port;
+use netd_integration::lab::{Lab, Pinned, chrt, pinned};
+use netd_integration::node::{Node, PORT, Pod, Server, addresses};
+use netd_integration::site::{Site, VIP_PORT, VIPS, at};
 use netd_integration::traffic::{self, Flow, Load, Proto};
 use netd_integration::{binary, wait};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, gettid};
-use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-const VIPS: [&str; 2] = ["10.96.0.80", "fd00:96::80"];
 const PAUSE: Duration = Duration::from_millis(3);
 
 /// Pods that do nothing, on each node.
@@ -52,16 +49,14 @@ impl Traffic {
             }
             servers.push(node.add_server(&format!("{}1", node.name()))?);
         }
-        let vips: Vec<IpAddr> = VIPS.iter().map(|vip| vip.parse()).collect::<Result<_, _>>()?;
-        let backends: Vec<IpAddr> = servers.iter().flat_map(|s| s.pod.addresses.clone()).collect();
-        site.state.service("web", &vips, Port { port: 80, target: PORT }, &[])?;
-        site.state.slices("web", PORT, &backends)?;
+        site.state.service("web", &VIPS, VIP_PORT, &[])?;
+        site.state.slices("web", PORT, &addresses(&servers))?;
+        let names: Vec<&str> = servers.iter().map(|server| server.pod.name.as_str()).collect();
         let (mut loads, mut idle) = (Vec::new(), Vec::new());
-        for vip in vips {
-            let target = SocketAddr::new(vip, 80);
+        for target in VIPS.map(at) {
             for from in [&client.netns, &far.netns] {
                 for proto in Proto::ALL {
-                    serving(from, proto, target, servers.len())?;
+                    traffic::answering(from, proto, target, &names)?;
                 }
                 loads.extend(Load::all(from, target, PAUSE)?);
             }
@@ -97,10 +92,6 @@ impl Traffic {
         ensure!(failures.is_empty(), "{}", failures.join("\n"));
         Ok(())
     }
-}
-
-fn serving(from: &Namespace, proto: Proto, target: SocketAddr, servers: usize) -> Result<()> {
-    wait::holds("all backends to answer", || Ok(traffic::shares(from, proto, target, 48)?.len() == servers))
 }
 
 /// Three nodes that run the previous netd; none if there is no such.
@@ -189,7 +180,7 @@ fn another_schema_takes_over_without_a_lost_request() -> Result<()> {
         traffic.goes_on()?;
         let (from, alone) = (traffic.client.netns.clone(), traffic.servers.first().context("a server")?);
         site.state.slices("web", PORT, &alone.pod.addresses)?;
-        serving(&from, Proto::Tcp, SocketAddr::new(VIPS[0].parse()?, 80), 1)?;
+        traffic::answering(&from, Proto::Tcp, at(VIPS[0]), &[&alone.pod.name])?;
         traffic.none_failed()
     })
 }
