@@ -6,13 +6,11 @@
 
 use anyhow::{Context as _, Result, bail, ensure};
 use netd_integration::lab::{Lab, pinned};
-use netd_integration::node::{Node, PORT};
-use netd_integration::site::{Families, Site};
-use netd_integration::state::Port;
+use netd_integration::node::{Node, PORT, addresses};
+use netd_integration::site::{Families, Site, VIP_PORT, VIPS, at};
 use netd_integration::traffic::{self, Load, Proto};
 use netd_integration::wait;
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 /// Each program where it belongs, once; returns the programs' numbers and how the uplink's is attached.
@@ -65,17 +63,12 @@ fn the_agent_attaches_by_what_this_kernel_has() -> Result<()> {
         site.start_all()?;
         let client = node.add_pod("client")?;
         let servers = [node.add_server("near")?, site.node("b")?.add_server("far")?];
-        let vips: [IpAddr; 2] = ["10.96.0.80".parse()?, "fd00:96::80".parse()?];
-        let backends: Vec<IpAddr> = servers.iter().flat_map(|server| server.pod.addresses.clone()).collect();
-        site.state.service("web", &vips, Port { port: 80, target: PORT }, &[])?;
-        site.state.slices("web", PORT, &backends)?;
+        site.state.service("web", &VIPS, VIP_PORT, &[])?;
+        site.state.slices("web", PORT, &addresses(&servers))?;
         let reached = || -> Result<()> {
-            for vip in vips {
+            for vip in VIPS {
                 for proto in Proto::ALL {
-                    wait::holds(&format!("both pods to answer {proto} at {vip}"), || {
-                        let shares = traffic::shares(&client.netns, proto, SocketAddr::new(vip, 80), 24)?;
-                        Ok(shares.keys().eq(["far", "near"]))
-                    })?;
+                    traffic::answering(&client.netns, proto, at(vip), &["far", "near"])?;
                 }
             }
             for server in &servers {
@@ -96,8 +89,8 @@ fn the_agent_attaches_by_what_this_kernel_has() -> Result<()> {
         ensure!(filters + links == 1, "eth1: {filters} filters, {links} links");
 
         // The next agents take over while packets flow: few, as emulated machines are slow.
-        let [vip, _] = vips;
-        let loads = Load::all(&client.netns, SocketAddr::new(vip, 80), Duration::from_millis(200))?;
+        let [vip, _] = VIPS;
+        let loads = Load::all(&client.netns, at(vip), Duration::from_millis(200))?;
         Load::all_more(&loads, 3)?;
         for node in site.nodes() {
             node.kill9()?;
