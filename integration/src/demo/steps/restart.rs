@@ -1,10 +1,9 @@
 //! The agents killed with -9 under traffic, and started again.
 
 use super::Pods;
-use super::service::targets;
 use crate::report::Report;
 use anyhow::Result;
-use netd_integration::site::Site;
+use netd_integration::site::{Site, VIPS, at};
 use netd_integration::traffic::{Load, Style};
 use std::time::{Duration, Instant};
 
@@ -17,8 +16,8 @@ const REQUESTS: u64 = 250;
 pub(crate) fn show(site: &Site<'_>, pods: &Pods, report: &mut Report) -> Result<()> {
     report.section("All three agents killed with -9 under traffic, and started again");
     let mut loads = Vec::new();
-    for target in targets()? {
-        loads.extend(Load::all(pods.get("a1")?.netns(), target, PAUSE)?);
+    for vip in VIPS {
+        loads.extend(Load::all(pods.get("a1")?.netns(), at(vip), PAUSE)?);
     }
     let across = pods.get("c1")?.at(false)?;
     loads.extend(Load::all(pods.get("b1")?.netns(), across, PAUSE)?);

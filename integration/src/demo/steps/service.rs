@@ -5,19 +5,14 @@ use crate::report::Report;
 use anyhow::{Context as _, Result, ensure};
 use netd_integration::lab::Namespace;
 use netd_integration::node::PORT;
-use netd_integration::site::Site;
-use netd_integration::state::Port;
+use netd_integration::site::{Site, VIP_PORT, VIPS, at};
 use netd_integration::traffic::{self, Proto};
 use netd_integration::{stats, wait};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-/// The Service's addresses and port.
-pub(crate) const VIPS: [&str; 2] = ["10.96.0.80", "fd00:96::80"];
-pub(crate) const VIP_PORT: u16 = 80;
-
 /// One backend on each node.
-pub(crate) const BACKENDS: [&str; 3] = ["a2", "b1", "c1"];
+const BACKENDS: [&str; 3] = ["a2", "b1", "c1"];
 
 /// Connections over which the shares are counted.
 const CONNECTIONS: u32 = 3000;
@@ -25,20 +20,14 @@ const CONNECTIONS: u32 = 3000;
 /// Connections in a row to the new backend that end the measurement.
 const IN_A_ROW: u32 = 200;
 
-pub(crate) fn targets() -> Result<[SocketAddr; 2]> {
-    let [v4, v6] = VIPS;
-    Ok([SocketAddr::new(v4.parse()?, VIP_PORT), SocketAddr::new(v6.parse()?, VIP_PORT)])
-}
-
 pub(crate) fn show(site: &Site<'_>, pods: &Pods, report: &mut Report) -> Result<()> {
     report.section("A Service with three backends, one on each node: their shares");
-    let ips = targets()?.map(|target| target.ip());
-    site.state.service("web", &ips, Port { port: VIP_PORT, target: PORT }, &[])?;
+    site.state.service("web", &VIPS, VIP_PORT, &[])?;
     let backends = pods.addresses(&BACKENDS)?;
     site.state.slices("web", PORT, &backends)?;
     let client = pods.get("a1")?.netns();
     serving(client, &BACKENDS)?;
-    for target in targets()? {
+    for target in VIPS.map(at) {
         for proto in Proto::ALL {
             let asked = format!("a1 -> {target}, {CONNECTIONS} x {proto}");
             report.check(&asked, shares(client, proto, target));
@@ -49,7 +38,7 @@ pub(crate) fn show(site: &Site<'_>, pods: &Pods, report: &mut Report) -> Result<
     let b2 = pods.addresses(&["b2"])?;
     for name in ["a1", "c2"] {
         let client = pods.get(name)?.netns();
-        for target in targets()? {
+        for target in VIPS.map(at) {
             site.state.slices("web", PORT, &backends)?;
             serving(client, &BACKENDS)?;
             let asked = format!("{name} -> {target}, TCP");
@@ -62,12 +51,9 @@ pub(crate) fn show(site: &Site<'_>, pods: &Pods, report: &mut Report) -> Result<
 
 /// Waits until exactly these backends answer, by all families and protocols.
 fn serving(client: &Namespace, backends: &[&str]) -> Result<()> {
-    for target in targets()? {
+    for target in VIPS.map(at) {
         for proto in Proto::ALL {
-            wait::holds(&format!("{backends:?} to answer at {target} by {proto}"), || {
-                let shares = traffic::shares(client, proto, target, 40)?;
-                Ok(shares.keys().map(String::as_str).eq(backends.iter().copied()))
-            })?;
+            traffic::answering(client, proto, target, backends)?;
         }
     }
     Ok(())

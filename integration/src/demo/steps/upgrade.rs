@@ -3,13 +3,11 @@
 
 use crate::report::Report;
 use anyhow::{Context as _, Result, ensure};
-use netd_integration::lab::{Lab, Namespace, pinned};
-use netd_integration::node::{Node, PORT};
-use netd_integration::site::{Families, Site};
-use netd_integration::state::Port;
-use netd_integration::traffic::{self, Load, Proto, Style};
-use netd_integration::{binary, wait};
-use std::net::{IpAddr, SocketAddr};
+use netd_integration::binary;
+use netd_integration::lab::{Lab, pinned};
+use netd_integration::node::Node;
+use netd_integration::site::{Families, Site, VIPS, at};
+use netd_integration::traffic::{Load, Style};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -46,20 +44,10 @@ fn upgrade(lab: &Lab, previous: &Path, report: &mut Report) -> Result<()> {
         node.configure(|config| config.tables.flows = FLOWS[0]);
     }
     site.start_all()?;
-    let client = site.node("a")?.add_pod("client")?;
-    let mut servers = Vec::new();
-    for node in site.nodes() {
-        servers.push(node.add_server(&format!("{}1", node.name()))?);
-    }
-    let backends: Vec<IpAddr> = servers.iter().flat_map(|server| server.pod.addresses.clone()).collect();
-    let vips: [IpAddr; 2] = ["10.96.0.80".parse()?, "fd00:96::80".parse()?];
-    site.state.service("web", &vips, Port { port: 80, target: PORT }, &[])?;
-    site.state.slices("web", PORT, &backends)?;
+    let (client, servers) = site.web()?;
     let mut loads = Vec::new();
-    for vip in vips {
-        let target = SocketAddr::new(vip, 80);
-        serving(&client.netns, target, servers.len())?;
-        loads.extend(Load::all(&client.netns, target, PAUSE)?);
+    for vip in VIPS {
+        loads.extend(Load::all(&client.netns, at(vip), PAUSE)?);
     }
     let back = site.node("b")?.add_pod("back")?;
     let across = servers.first().context("a server")?.at(false)?;
@@ -100,15 +88,6 @@ fn upgrade(lab: &Lab, previous: &Path, report: &mut Report) -> Result<()> {
     }
     for node in site.nodes() {
         node.terminate()?;
-    }
-    Ok(())
-}
-
-fn serving(from: &Namespace, target: SocketAddr, servers: usize) -> Result<()> {
-    for proto in Proto::ALL {
-        wait::holds(&format!("all backends to answer at {target} by {proto}"), || {
-            Ok(traffic::shares(from, proto, target, 40)?.len() == servers)
-        })?;
     }
     Ok(())
 }
