@@ -1,8 +1,9 @@
 //! The directory source: a watched folder of ordinary Kubernetes YAML or JSON as the state of the network.
 //!
 //! What is read: regular files `*.yaml`, `*.yml` and `*.json` of the folder and its subfolders, hidden names
-//! left out; in `status/`, what agents report ([`status`]). How: inotify says that something changed, a scan
-//! says what, and only changed files are parsed; a full scan every 30 seconds is the net below.
+//! left out; in `status/`, what agents report ([`status`]). How: inotify says that something changed, a look at
+//! those paths or, where that cannot tell, a scan of all says what, and only changed files are parsed; a full
+//! scan every 30 seconds is the net below.
 //!
 //! Invariants: the model that is given out never has a broken file's text in it, nor one object from two
 //! files (`files`); the first model is given out only when every file is good, since an agent that starts
@@ -29,8 +30,8 @@ use crate::model::report::{Problem, Report, Severity};
 use crate::telemetry::chain;
 use config::Config;
 use document::Parsed;
-use files::Files;
-use scan::{Found, Listing, Stamp, What};
+use files::{Content, Files};
+use scan::{Found, Listing, Look, Stamp, What};
 use status::PodStatus;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -40,8 +41,10 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use watch::{Changes, Watch};
 
-/// A burst of changes is one scan: this long after its first.
+/// From one look to the next: a burst of changes is few.
 const DEBOUNCE: Duration = Duration::from_millis(10);
+/// From the first change to a look: who writes a file makes several changes at once.
+const SETTLE: Duration = Duration::from_millis(1);
 /// A file that is not there is in force for this long yet: editors and `git` take one away and make it anew.
 const GRACE: Duration = Duration::from_millis(10);
 /// Between full scans.
@@ -82,13 +85,14 @@ pub async fn run(
         if let Some(model) = outcome.model {
             publish(model);
         }
+        let looked = Instant::now();
         tokio::select! {
             () = cancel.cancelled() => return,
             () = tokio::time::sleep(outcome.next) => {}
             () = alarm.changed() => {
                 tokio::select! {
                     () = cancel.cancelled() => return,
-                    () = tokio::time::sleep(DEBOUNCE) => {}
+                    () = tokio::time::sleep(DEBOUNCE.saturating_sub(looked.elapsed()).max(SETTLE)) => {}
                 }
             }
         }
@@ -119,7 +123,11 @@ struct Source {
     /// Files that were there, and since when they are not.
     missing: BTreeMap<PathBuf, Instant>,
     statuses: BTreeMap<PathBuf, StatusFile>,
+    /// The last scan, without its files, and when it was.
+    scanned: Option<(Instant, Listing)>,
     synced: bool,
+    /// The last model that was put together, and what was wrong with it beside the files.
+    assembled: Option<(Arc<Model>, Vec<Problem>)>,
     /// Problems of what is in force, kept for scans that find nothing changed.
     settled: Vec<Problem>,
     objects: usize,
@@ -135,48 +143,93 @@ impl Source {
             stamps: BTreeMap::new(),
             missing: BTreeMap::new(),
             statuses: BTreeMap::new(),
+            scanned: None,
             synced: false,
+            assembled: None,
             settled: Vec::new(),
             objects: 0,
             in_force: 0,
         }
     }
 
-    /// Scans the folder and takes in what changed.
+    /// Looks at the folder, or at what changed in it, and takes that in.
     fn refresh(&mut self) -> Outcome {
         let changes = self.watch.begin();
-        let listing = scan::scan(&self.root, |folder, identity| self.watch.enter(folder, identity));
-        self.watch.end();
-        let mut next = if self.watch.trouble().is_some() { RESCAN_BLIND } else { RESCAN };
-
-        let mut changed = self.forget_gone(&listing);
+        let (files, mut changed) = match self.look(&changes) {
+            Some(files) => (files, false),
+            None => self.scan(),
+        };
+        let whole = if self.watch.trouble().is_some() { RESCAN_BLIND } else { RESCAN };
+        let since = self.scanned.as_ref().map_or(Duration::ZERO, |(at, _)| at.elapsed());
+        let mut next = whole.saturating_sub(since);
         if !self.missing.is_empty() {
             next = next.min(GRACE);
         }
-        for found in &listing.files {
+        let mut reported = changed;
+        for found in &files {
             let busy = changes.busy.get(&found.path);
             if let Some(busy) = busy.filter(|busy| !busy.only_empty || found.stamp.is_empty()) {
                 next = next.min(busy.left);
                 continue;
             }
-            changed |= match found.what {
-                What::Objects(format) => self.read_objects(found, format, &changes),
-                What::Status => self.read_status(found, &changes),
-            };
+            match found.what {
+                What::Objects(format) => changed |= self.read_objects(found, format, &changes),
+                What::Status => reported |= self.read_status(found, &changes),
+            }
         }
+        changed |= reported;
         let mut model = None;
         let was_synced = self.synced;
+        let mut replaced = None;
         if changed {
-            self.settled = self.files.settle();
+            let settled = self.files.settle();
+            self.settled = settled.problems;
+            replaced = settled.replaced.filter(|_| !reported);
         }
-        self.synced |= listing.failed.is_empty() && self.files.complete();
+        self.synced |=
+            self.listing().is_some_and(|listing| listing.failed.is_empty()) && self.files.complete();
         if changed || self.synced != was_synced {
-            let assembled = self.assemble();
+            let assembled = self.assemble(replaced.as_deref());
             if self.synced {
                 model = Some(assembled);
             }
         }
-        Outcome { model, report: self.report(&listing), next }
+        Outcome { model, report: self.report(), next }
+    }
+
+    fn listing(&self) -> Option<&Listing> {
+        self.scanned.as_ref().map(|(_, listing)| listing)
+    }
+
+    /// The files at the paths that changed, if a look at these tells all.
+    fn look(&self, changes: &Changes) -> Option<Vec<Found>> {
+        let (at, listing) = self.scanned.as_ref()?;
+        let clean = listing.failed.is_empty() && listing.circles.is_empty() && self.missing.is_empty();
+        // Nothing is told: it is time that asks for a scan.
+        let untold = changes.dirty.is_empty() && changes.busy.is_empty();
+        let blind = changes.all || untold || self.watch.trouble().is_some();
+        if blind || !clean || at.elapsed() >= RESCAN {
+            return None;
+        }
+        let mut files = Vec::new();
+        for path in changes.dirty.iter().chain(changes.busy.keys()) {
+            match scan::look(&self.root, listing, path) {
+                Look::File(found) => files.push(found),
+                Look::Nothing => {}
+                Look::Unclear => return None,
+            }
+        }
+        Some(files)
+    }
+
+    /// Scans the folder; gives its files, and true if some are no more.
+    fn scan(&mut self) -> (Vec<Found>, bool) {
+        let mut listing = scan::scan(&self.root, |folder, identity| self.watch.enter(folder, identity));
+        self.watch.end();
+        let changed = self.forget_gone(&listing);
+        let files = std::mem::take(&mut listing.files);
+        self.scanned = Some((Instant::now(), listing));
+        (files, changed)
     }
 
     /// Drops what is no more; what could not be looked at stays, and so does for a moment what may come back.
@@ -246,26 +299,42 @@ impl Source {
         true
     }
 
-    /// Puts the model together from what is in force.
-    fn assemble(&mut self) -> Arc<Model> {
+    /// Puts the model together from what is in force, or what was replaced of it into the last one.
+    fn assemble(&mut self, replaced: Option<&[(Content, Content)]>) -> Arc<Model> {
+        self.objects = self.files.in_force().map(|(_, entries)| entries.len()).sum();
+        self.in_force = self.files.in_force().count();
+        let patched = match (&self.assembled, replaced) {
+            (Some((model, problems)), Some(replaced)) => {
+                assemble::patch(model, replaced).map(|model| (Arc::new(model), problems.clone()))
+            }
+            _ => None,
+        };
+        let (model, problems) = patched.unwrap_or_else(|| self.assemble_all());
+        self.settled.extend(problems.iter().cloned());
+        self.assembled = Some((Arc::clone(&model), problems));
+        model
+    }
+
+    fn assemble_all(&self) -> (Arc<Model>, Vec<Problem>) {
         let mut reports = assemble::Reports::new();
+        let mut problems = Vec::new();
         for (path, file) in &self.statuses {
             match &file.read {
                 Ok(status) => {
                     reports.insert(status.pod(), (path, status));
                 }
-                Err(problem) => self.settled.push(problem.clone()),
+                Err(problem) => problems.push(problem.clone()),
             }
         }
-        let entries = || self.files.in_force().flat_map(|(_, entries)| entries.iter());
-        self.objects = entries().count();
-        self.in_force = self.files.in_force().count();
-        let (model, problems) = assemble::assemble(entries(), reports);
-        self.settled.extend(problems);
-        Arc::new(model)
+        let entries = self.files.in_force().flat_map(|(_, entries)| entries.iter());
+        let (model, contradicted) = assemble::assemble(entries, reports);
+        problems.extend(contradicted);
+        (Arc::new(model), problems)
     }
 
-    fn report(&self, listing: &Listing) -> Report {
+    fn report(&self) -> Report {
+        let (failed, circles) =
+            self.listing().map_or((&[][..], &[][..]), |listing| (&listing.failed[..], &listing.circles[..]));
         let mut problems = self.settled.clone();
         let at = |path: &Path, severity, message: String| Problem {
             path: path.to_owned(),
@@ -275,10 +344,10 @@ impl Source {
             object: None,
             message,
         };
-        for (path, message) in &listing.failed {
+        for (path, message) in failed {
             problems.push(at(path, Severity::Error, message.clone()));
         }
-        for path in &listing.circles {
+        for path in circles {
             problems.push(at(
                 path,
                 Severity::Warning,

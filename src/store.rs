@@ -59,10 +59,11 @@ impl Store {
         let _one_at_a_time = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
         let current = self.current();
         let mut model = model;
-        let changed = if Arc::ptr_eq(&model, &current.model) {
-            false
-        } else {
-            share(&current.model, Arc::make_mut(&mut model))
+        let changed = match compare(&current.model, &model) {
+            Difference::None => false,
+            Difference::Objects => true,
+            // Whoever else has the model keeps his own.
+            Difference::Sharing => share(&current.model, Arc::make_mut(&mut model)),
         };
         if changed || !current.synced {
             self.snapshot.send_replace(Arc::new(Snapshot {
@@ -116,6 +117,45 @@ fn log_changes(old: &[Problem], new: &[Problem]) {
             Severity::Warning => tracing::warn!("{problem}"),
         }
     }
+}
+
+/// How a model differs from the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Difference {
+    /// In nothing.
+    None,
+    /// In objects; what did not change is the same `Arc`.
+    Objects,
+    /// Some that did not change are other `Arc`s.
+    Sharing,
+}
+
+fn compare(old: &Model, new: &Model) -> Difference {
+    [
+        compare_map(&old.nodes, &new.nodes),
+        compare_map(&old.namespaces, &new.namespaces),
+        compare_map(&old.pods, &new.pods),
+        compare_map(&old.services, &new.services),
+        compare_map(&old.slices, &new.slices),
+        compare_map(&old.policies, &new.policies),
+    ]
+    .into_iter()
+    .max()
+    .unwrap_or(Difference::None)
+}
+
+fn compare_map<K: Ord, T: PartialEq>(old: &BTreeMap<K, Arc<T>>, new: &BTreeMap<K, Arc<T>>) -> Difference {
+    let mut found = if old.len() == new.len() { Difference::None } else { Difference::Objects };
+    let mut before = old.iter().peekable();
+    for (key, object) in new {
+        while before.next_if(|(other, _)| *other < key).is_some() {}
+        match before.next_if(|(other, _)| *other == key) {
+            Some((_, same)) if Arc::ptr_eq(same, object) => {}
+            Some((_, equal)) if **equal == **object => return Difference::Sharing,
+            _ => found = Difference::Objects,
+        }
+    }
+    found
 }
 
 /// Puts the old `Arc` in the place of each new one that equals it; says whether anything differs.

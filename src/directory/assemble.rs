@@ -9,6 +9,7 @@
 //!   takes a pod out of service.
 
 use super::document::{Entry, Object};
+use super::files::Content;
 use super::status::PodStatus;
 use crate::model::report::{Problem, Severity};
 use crate::model::{Family, Model, Node, ObjectName, Pod};
@@ -30,24 +31,10 @@ pub(super) fn assemble<'e>(
     let mut problems = Vec::new();
     let mut pods: Vec<(&Arc<Pod>, Option<bool>)> = Vec::new();
     for entry in entries {
-        match &entry.object {
-            Object::Node(node) => {
-                model.nodes.insert(Arc::clone(&node.name), Arc::clone(node));
-            }
-            Object::Namespace(namespace) => {
-                model.namespaces.insert(Arc::clone(&namespace.name), Arc::clone(namespace));
-            }
-            Object::Pod(pod, ready) => pods.push((pod, *ready)),
-            Object::Service(service) => {
-                model.services.insert(service.name.clone(), Arc::clone(service));
-            }
-            Object::EndpointSlice(slice) => {
-                model.slices.insert(slice.name.clone(), Arc::clone(slice));
-            }
-            Object::NetworkPolicy(policy) => {
-                model.policies.insert(policy.name.clone(), Arc::clone(policy));
-            }
+        if let Object::Pod(pod, ready) = &entry.object {
+            pods.push((pod, *ready));
         }
+        insert(&mut model, &entry.object);
     }
     for (pod, ready) in pods {
         let report = reports.remove(&pod.name).and_then(|(path, report)| {
@@ -60,6 +47,50 @@ pub(super) fn assemble<'e>(
         model.pods.insert(pod.name.clone(), pod);
     }
     (model, problems)
+}
+
+/// The model with some files' objects in the place of others; none if that is not all: what becomes of a Pod
+/// depends on reports and on its Node.
+pub(super) fn patch(model: &Model, replaced: &[(Content, Content)]) -> Option<Model> {
+    let mut model = model.clone();
+    for entry in replaced.iter().flat_map(|(old, _)| old.iter()) {
+        match &entry.object {
+            Object::Node(_) | Object::Pod(..) => return None,
+            Object::Namespace(namespace) => drop(model.namespaces.remove(&namespace.name)),
+            Object::Service(service) => drop(model.services.remove(&service.name)),
+            Object::EndpointSlice(slice) => drop(model.slices.remove(&slice.name)),
+            Object::NetworkPolicy(policy) => drop(model.policies.remove(&policy.name)),
+        }
+    }
+    for entry in replaced.iter().flat_map(|(_, new)| new.iter()) {
+        if matches!(entry.object, Object::Node(_) | Object::Pod(..)) {
+            return None;
+        }
+        insert(&mut model, &entry.object);
+    }
+    Some(model)
+}
+
+/// Puts an object into the model; a Pod not yet.
+fn insert(model: &mut Model, object: &Object) {
+    match object {
+        Object::Node(node) => {
+            model.nodes.insert(Arc::clone(&node.name), Arc::clone(node));
+        }
+        Object::Namespace(namespace) => {
+            model.namespaces.insert(Arc::clone(&namespace.name), Arc::clone(namespace));
+        }
+        Object::Pod(..) => {}
+        Object::Service(service) => {
+            model.services.insert(service.name.clone(), Arc::clone(service));
+        }
+        Object::EndpointSlice(slice) => {
+            model.slices.insert(slice.name.clone(), Arc::clone(slice));
+        }
+        Object::NetworkPolicy(policy) => {
+            model.policies.insert(policy.name.clone(), Arc::clone(policy));
+        }
+    }
 }
 
 fn usable(pod: &Pod, report: &PodStatus) -> Result<(), String> {

@@ -6,11 +6,21 @@
 use super::document::{Entry, Key, Parsed};
 use super::yaml::Place;
 use crate::model::report::{Problem, Severity};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-type Content = Arc<[Entry]>;
+pub(super) type Content = Arc<[Entry]>;
+
+/// What [`Files::settle`] came to.
+#[derive(Debug)]
+pub(super) struct Settled {
+    /// All that is wrong.
+    pub(super) problems: Vec<Problem>,
+    /// What was in force and what is in its place; none: anything may have changed.
+    pub(super) replaced: Option<Vec<(Content, Content)>>,
+}
 
 #[derive(Debug)]
 struct File {
@@ -25,12 +35,20 @@ struct File {
 #[derive(Debug, Default)]
 pub(super) struct Files {
     files: BTreeMap<PathBuf, File>,
+    /// Read anew since the last settling.
+    fresh: BTreeSet<PathBuf>,
+    /// All files are there and whole, and in force as they are: then what is read anew can be judged without a
+    /// look at all the others.
+    plain: bool,
+    /// How many objects in force have keys of a hash, if all is plain.
+    keys: HashMap<u64, u32>,
 }
 
 impl Files {
     /// A file was read anew.
     pub(super) fn update(&mut self, path: &Path, parsed: Parsed) {
         let parsed = Arc::new(parsed);
+        self.fresh.insert(path.to_owned());
         match self.files.get_mut(path) {
             Some(file) => {
                 file.parsed = parsed;
@@ -47,18 +65,76 @@ impl Files {
     pub(super) fn set_missing(&mut self, path: &Path, missing: bool) {
         if let Some(file) = self.files.get_mut(path) {
             file.missing = missing;
+            self.plain = false;
         }
     }
 
     /// A file is gone, and its objects with it.
     pub(super) fn remove(&mut self, path: &Path) {
         self.files.remove(path);
+        self.plain = false;
     }
 
-    /// Decides what is in force; returns all that is wrong.
-    pub(super) fn settle(&mut self) -> Vec<Problem> {
-        let mut problems: Vec<Problem> =
-            self.files.values().flat_map(|file| file.parsed.problems.iter().cloned()).collect();
+    /// Decides what is in force.
+    pub(super) fn settle(&mut self) -> Settled {
+        let replaced = self.settle_fresh();
+        let problems = if replaced.is_some() { self.problems() } else { self.settle_all() };
+        self.fresh.clear();
+        Settled { problems, replaced }
+    }
+
+    fn problems(&self) -> Vec<Problem> {
+        self.files.values().flat_map(|file| file.parsed.problems.iter().cloned()).collect()
+    }
+
+    /// Puts what was read anew in force, if nothing is wrong with it and nothing else was; none: it is not that
+    /// simple, and nothing was decided.
+    fn settle_fresh(&mut self) -> Option<Vec<(Content, Content)>> {
+        if !self.plain {
+            return None;
+        }
+        let mut replaced = Vec::new();
+        for path in &self.fresh {
+            let file = self.files.get(path)?;
+            replaced.push((file.good.clone()?, file.parsed.content.clone()?));
+        }
+        // From here on the keys are those of neither state until all is done.
+        self.plain = false;
+        for entry in replaced.iter().flat_map(|(old, _)| old.iter()) {
+            let count = self.keys.get_mut(&hash(&entry.key))?;
+            *count = count.saturating_sub(1);
+        }
+        for entry in replaced.iter().flat_map(|(_, new)| new.iter()) {
+            let count = self.keys.entry(hash(&entry.key)).or_default();
+            if *count > 0 {
+                return None;
+            }
+            *count = 1;
+        }
+        self.keys.retain(|_, count| *count > 0);
+        for (path, (_, new)) in self.fresh.iter().zip(&replaced) {
+            self.files.get_mut(path)?.good = Some(Arc::clone(new));
+        }
+        self.plain = true;
+        Some(replaced)
+    }
+
+    /// Notes whether all is plain, and then which keys there are.
+    fn note_keys(&mut self) {
+        self.keys.clear();
+        self.plain = self.files.values().all(|file| match (&file.parsed.content, &file.good) {
+            (Some(said), Some(good)) => !file.missing && Arc::ptr_eq(said, good),
+            _ => false,
+        });
+        if self.plain {
+            for entry in self.files.values().flat_map(|file| file.good.iter()).flat_map(|good| good.iter()) {
+                *self.keys.entry(hash(&entry.key)).or_default() += 1;
+            }
+        }
+    }
+
+    fn settle_all(&mut self) -> Vec<Problem> {
+        let mut problems = self.problems();
         let mut proposed: BTreeMap<&Path, Option<Content>> = self
             .files
             .iter()
@@ -107,6 +183,7 @@ impl Files {
         for (file, content) in self.files.values_mut().zip(settled) {
             file.good = content;
         }
+        self.note_keys();
         problems
     }
 
@@ -119,6 +196,12 @@ impl Files {
     pub(super) fn in_force(&self) -> impl Iterator<Item = (&Path, &[Entry])> {
         self.files.iter().filter_map(|(path, file)| Some((path.as_path(), file.good.as_deref()?)))
     }
+}
+
+fn hash(key: &Key) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    key.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// One side of an object that is in two files.
@@ -175,7 +258,7 @@ mod tests {
     }
 
     fn state(files: &mut Files) -> (Vec<String>, Vec<String>) {
-        let problems = files.settle().iter().map(ToString::to_string).collect();
+        let problems = files.settle().problems.iter().map(ToString::to_string).collect();
         let objects = files
             .in_force()
             .flat_map(|(path, entries)| {

@@ -5,6 +5,7 @@
 
 use super::document::Format;
 use super::status;
+use std::collections::BTreeSet;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -68,6 +69,10 @@ pub(super) struct Listing {
     pub(super) failed: Vec<(PathBuf, String)>,
     /// Links back to a folder that they are in, whose files are here already.
     pub(super) circles: Vec<PathBuf>,
+    /// Hidden links and folders: what is passed over may all the same be where a link leads.
+    pub(super) hidden: BTreeSet<PathBuf>,
+    /// There are links, so that a file may be known by another path than the one that changes.
+    pub(super) links: bool,
 }
 
 impl Listing {
@@ -127,10 +132,16 @@ fn folder(
                 continue;
             }
         };
-        if entry.file_name().as_encoded_bytes().starts_with(b".") {
+        let path = entry.path();
+        // Unknown is taken for a link.
+        let kind = entry.file_type().ok();
+        if is_hidden(&path) {
+            if !kind.is_some_and(|kind| kind.is_file()) {
+                listing.hidden.insert(path);
+            }
             continue;
         }
-        let path = entry.path();
+        listing.links |= kind.is_none_or(|kind| kind.is_symlink());
         // Follows links: a link to nowhere is not there.
         let metadata = match fs::metadata(&path) {
             Ok(metadata) => metadata,
@@ -146,6 +157,43 @@ fn folder(
         }
     }
     open.pop();
+}
+
+/// Its name begins with a dot.
+fn is_hidden(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
+}
+
+/// What a look at one path found.
+#[derive(Debug)]
+pub(super) enum Look {
+    /// A file to be read.
+    File(Found),
+    /// Nothing that a scan would find.
+    Nothing,
+    /// Only a scan can tell.
+    Unclear,
+}
+
+/// Looks at a path that changed, in a folder that `listing` has scanned, as a scan would find it.
+pub(super) fn look(root: &Path, listing: &Listing, path: &Path) -> Look {
+    let known = path.parent().is_some_and(|parent| listing.folders.iter().any(|folder| folder == parent));
+    if !known || listing.links || listing.hidden.contains(path) {
+        return Look::Unclear;
+    }
+    // Not following links: one that is new may lead anywhere.
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if !metadata.is_file() => Look::Unclear,
+        Ok(_) if is_hidden(path) => Look::Nothing,
+        Ok(metadata) => {
+            let statuses = path.parent() == Some(&root.join(status::FOLDER));
+            what(path, statuses).map_or(Look::Nothing, |what| {
+                Look::File(Found { path: path.to_owned(), stamp: Stamp::of(&metadata), what })
+            })
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound && is_hidden(path) => Look::Nothing,
+        Err(_) => Look::Unclear,
+    }
 }
 
 fn what(path: &Path, statuses: bool) -> Option<What> {
