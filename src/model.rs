@@ -2,10 +2,11 @@
 //!
 //! Sources (`directory`, later `k8s`) parse at the edge; nothing here is validated again. A [`Model`] is an
 //! immutable snapshot; planners are pure functions over it. The choice of endpoints lives in
-//! [`endpoints`], one function for Services, DNS and BGP alike; what the Kubernetes API calls these
+//! [`endpoints`], one function for Services, DNS and BGP alike; what differs between two models is told by [`diff`]; what the Kubernetes API calls these
 //! objects is turned into them in [`convert`]; what a source could not use is told in [`report`].
 
 pub mod convert;
+pub mod diff;
 pub mod endpoints;
 pub mod report;
 

@@ -6,8 +6,8 @@
 //! compare pointers; `synced` never goes back to false, since what a source once said stays in force when
 //! it can say no more. The store owns no task.
 
-use crate::model::Model;
 use crate::model::report::{Problem, Report, Severity};
+use crate::model::{Model, diff};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::watch;
@@ -145,13 +145,10 @@ fn compare(old: &Model, new: &Model) -> Difference {
 }
 
 fn compare_map<K: Ord, T: PartialEq>(old: &BTreeMap<K, Arc<T>>, new: &BTreeMap<K, Arc<T>>) -> Difference {
-    let mut found = if old.len() == new.len() { Difference::None } else { Difference::Objects };
-    let mut before = old.iter().peekable();
-    for (key, object) in new {
-        while before.next_if(|(other, _)| *other < key).is_some() {}
-        match before.next_if(|(other, _)| *other == key) {
-            Some((_, same)) if Arc::ptr_eq(same, object) => {}
-            Some((_, equal)) if **equal == **object => return Difference::Sharing,
+    let mut found = Difference::None;
+    for change in diff::changes(old, new) {
+        match (change.old, change.new) {
+            (Some(old), Some(new)) if old == new => return Difference::Sharing,
             _ => found = Difference::Objects,
         }
     }

@@ -72,7 +72,7 @@ impl Seen {
         let held = before.as_ref().and_then(|before| before.plan.as_ref()).map(|(generation, _)| *generation);
         let in_force = now.services.generation == Some(snapshot.generation);
         if in_force && held != Some(snapshot.generation) {
-            let desired = OnNode(state.node.clone()).desired(&snapshot);
+            let desired = OnNode(state.node.clone()).desired(&snapshot, None);
             now.plan = Some((snapshot.generation, desired));
         }
         let Some(mut before) = before else { return (now, Vec::new()) };

@@ -2,7 +2,7 @@
 
 use crate::datapath::{self, Datapath};
 use crate::model::Family;
-use crate::model::endpoints::{self, EndpointIndex, Scope, View};
+use crate::model::endpoints::{self, EndpointIndex, Scope, Touched, View};
 use crate::reconcile::services::{ServiceMaps, Source};
 use crate::service::plan::{self, Choice, Desired};
 use crate::store::Snapshot;
@@ -24,18 +24,27 @@ impl Source for OnNode {
         snapshot.synced.then_some(snapshot.generation)
     }
 
-    fn desired(&self, snapshot: &Snapshot) -> Desired {
-        let index = EndpointIndex::build(&snapshot.model);
-        plan::desired(&snapshot.model, |service, port, address| {
-            let view = View { node: &self.0, scope: Scope::Internal };
-            let chosen = endpoints::select(&index, service, port, Family::of(address), view);
-            chosen.into_iter().map(|one| Choice {
-                address: one.address,
-                port: one.port,
-                local: one.local,
-                pod: one.pod,
-            })
-        })
+    fn desired(&self, snapshot: &Snapshot, former: Option<(&Snapshot, Desired)>) -> Desired {
+        let (model, nothing) = (&snapshot.model, Snapshot::default());
+        let (before, former) = former.unwrap_or_else(|| (&nothing, Desired::default()));
+        let touched = Touched::between(&before.model, model);
+        let touched = |namespace: &str, name: &str| touched.contains(namespace, name);
+        let index = EndpointIndex::build(model, touched);
+        let view = View { node: &self.0, scope: Scope::Internal };
+        plan::desired(
+            former,
+            model,
+            |name| touched(&name.namespace, &name.name),
+            |service, port, address| {
+                let chosen = endpoints::select(&index, service, port, Family::of(address), view);
+                chosen.into_iter().map(|one| Choice {
+                    address: one.address,
+                    port: one.port,
+                    local: one.local,
+                    pod: one.pod,
+                })
+            },
+        )
     }
 }
 

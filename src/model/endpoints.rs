@@ -5,7 +5,8 @@
 //! those that terminate and still serve; with a `Local` traffic policy, of this node only. A Service with a
 //! selector that no EndpointSlice names is served by its Pods, by the rules of the endpoint slice controller.
 //!
-//! [`EndpointIndex`] makes a full plan cost Services + endpoints + pods, not their product.
+//! [`EndpointIndex`] makes a full plan cost Services + endpoints + pods, not their product; [`Touched`] tells which
+//! Services need no new one.
 
 use super::{
     EndpointSlice, Family, Labels, Model, ObjectName, Pod, Service, ServicePort, TargetPort, TrafficPolicy,
@@ -14,8 +15,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+mod touched;
+
 #[cfg(test)]
 mod tests;
+
+pub use touched::Touched;
 
 /// Where traffic comes from: it decides which traffic policy holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -58,18 +63,18 @@ pub struct EndpointIndex<'m> {
 }
 
 impl<'m> EndpointIndex<'m> {
-    /// The index of a snapshot.
-    #[must_use]
-    pub fn build(model: &'m Model) -> Self {
+    /// The index of those Services of a snapshot whose namespace and name are `wanted`.
+    pub fn build(model: &'m Model, wanted: impl Fn(&str, &str) -> bool) -> Self {
         let mut slices: HashMap<_, Vec<&EndpointSlice>> = HashMap::new();
         for slice in model.slices.values() {
-            if let Some(service) = &slice.service {
+            if let Some(service) = slice.service.as_ref().filter(|name| wanted(&slice.name.namespace, name)) {
                 slices.entry((&*slice.name.namespace, &**service)).or_default().push(slice);
             }
         }
         let mut pods: HashMap<_, Vec<&Pod>> = HashMap::new();
-        for service in model.services.values() {
-            if !slices.contains_key(&(&*service.name.namespace, &*service.name.name)) {
+        for (name, service) in &model.services {
+            let key = (&*name.namespace, &*name.name);
+            if wanted(key.0, key.1) && !slices.contains_key(&key) {
                 for (key, value) in &service.selector {
                     pods.entry((&*service.name.namespace, key.as_str(), value.as_str())).or_default();
                 }

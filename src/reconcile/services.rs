@@ -87,8 +87,8 @@ pub trait Source: Send + Sync + 'static {
     /// The snapshot's generation, if it is synced.
     fn generation(&self, snapshot: &Self::Snapshot) -> Option<u64>;
 
-    /// The plan for it.
-    fn desired(&self, snapshot: &Self::Snapshot) -> Desired;
+    /// The plan for it; `former` is the last snapshot that was planned, with its plan.
+    fn desired(&self, snapshot: &Self::Snapshot, former: Option<(&Self::Snapshot, Desired)>) -> Desired;
 }
 
 /// Sizes and times.
@@ -143,6 +143,8 @@ pub struct Reconciler<S: Source, M> {
     config: Config,
     source: Arc<S>,
     snapshots: watch::Receiver<Arc<S::Snapshot>>,
+    /// The snapshot of the worker's goal.
+    planned: Option<Arc<S::Snapshot>>,
     worker: Worker<M>,
 }
 
@@ -157,7 +159,7 @@ impl<S: Source, M: ServiceMaps> Reconciler<S, M> {
         metrics: ServiceMetrics,
     ) -> (Self, Handle) {
         let (worker, handle) = Worker::new(config, maps, metrics);
-        (Self { config, source: Arc::new(source), snapshots, worker }, handle)
+        (Self { config, source: Arc::new(source), snapshots, planned: None, worker }, handle)
     }
 
     /// Runs until cancelled, or until no snapshot can come any more. What the kernel holds stays.
@@ -181,7 +183,9 @@ impl<S: Source, M: ServiceMaps> Reconciler<S, M> {
                     let snapshot = Arc::clone(&self.snapshots.borrow_and_update());
                     let Some(generation) = self.source.generation(&snapshot) else { continue };
                     let source = Arc::clone(&self.source);
-                    Work::Goal(generation, Box::new(move || source.desired(&snapshot)))
+                    let planned = self.planned.replace(Arc::clone(&snapshot));
+                    let plan = move |former| source.desired(&snapshot, planned.as_deref().zip(former));
+                    Work::Goal(generation, Box::new(plan))
                 }
                 () = sleep_until(wake) => Work::Due,
                 _ = audit.tick() => Work::Audit,

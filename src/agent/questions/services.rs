@@ -45,7 +45,7 @@ impl Moment {
         let steady = before.generation == Some(snapshot.generation)
             && after.generation == Some(snapshot.generation)
             && state.store.current().generation == snapshot.generation;
-        let desired = OnNode(state.node.clone()).desired(&snapshot);
+        let desired = OnNode(state.node.clone()).desired(&snapshot, None);
         Ok(Self {
             snapshot,
             desired,
@@ -229,7 +229,9 @@ struct Places<'a> {
 
 impl<'a> Places<'a> {
     fn of(service: &model::Service, model: &'a Model, book: &'a Book, node: &str) -> Self {
-        let index = EndpointIndex::build(model);
+        let of = &service.name;
+        let index =
+            EndpointIndex::build(model, |namespace, name| *of.namespace == *namespace && *of.name == *name);
         let view = View { node, scope: Scope::Internal };
         let mut endpoints = HashMap::new();
         for port in &service.ports {

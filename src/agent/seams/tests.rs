@@ -124,7 +124,7 @@ fn web(states: &[State]) -> Model {
 }
 
 fn desired(model: Model) -> Desired {
-    OnNode("a".to_owned()).desired(&Snapshot { model: Arc::new(model), ..Snapshot::default() })
+    OnNode("a".to_owned()).desired(&Snapshot { model: Arc::new(model), ..Snapshot::default() }, None)
 }
 
 /// Verdict and destination of a packet to the Service.

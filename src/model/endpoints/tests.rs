@@ -64,7 +64,7 @@ fn model(service: Service, pods: Vec<Pod>, slices: Vec<EndpointSlice>) -> Model 
 }
 
 fn addresses(model: &Model, family: Family, view: View<'_>) -> Vec<String> {
-    let index = EndpointIndex::build(model);
+    let index = EndpointIndex::build(model, |_, _| true);
     let service = model.services.values().next().unwrap();
     select(&index, service, &service.ports[0], family, view)
         .iter()
@@ -293,6 +293,15 @@ fn any_policy() -> impl Strategy<Value = TrafficPolicy> {
     prop_oneof![Just(TrafficPolicy::Cluster), Just(TrafficPolicy::Local)]
 }
 
+fn of(pods: Vec<Pod>, services: Vec<Service>, slices: Vec<EndpointSlice>) -> Model {
+    Model {
+        services: services.into_iter().map(|o| (o.name.clone(), Arc::new(o))).collect(),
+        pods: pods.into_iter().map(|o| (o.name.clone(), Arc::new(o))).collect(),
+        slices: slices.into_iter().map(|o| (o.name.clone(), Arc::new(o))).collect(),
+        ..Model::default()
+    }
+}
+
 prop_compose! {
     fn any_pod()(
         name in any_name(), labels in any_labels(2), node in any_node(),
@@ -353,13 +362,8 @@ proptest! {
         services in proptest::collection::vec(any_service(), 1..6),
         slices in proptest::collection::vec(any_slice(), 0..4),
     ) {
-        let model = Model {
-            services: services.into_iter().map(|o| (o.name.clone(), Arc::new(o))).collect(),
-            pods: pods.into_iter().map(|o| (o.name.clone(), Arc::new(o))).collect(),
-            slices: slices.into_iter().map(|o| (o.name.clone(), Arc::new(o))).collect(),
-            ..Model::default()
-        };
-        let index = EndpointIndex::build(&model);
+        let model = of(pods, services, slices);
+        let index = EndpointIndex::build(&model, |_, _| true);
         for service in model.services.values() {
             for port in &service.ports {
                 for family in [Family::V4, Family::V6] {
@@ -368,6 +372,51 @@ proptest! {
                         let chosen = select(&index, service, port, family, view);
                         prop_assert_eq!(chosen, oracle(&model, service, port, family, view));
                     }
+                }
+            }
+        }
+    }
+
+    /// Of two models, the second has some objects of the first and some of its own.
+    #[test]
+    fn of_untouched_services_two_models_say_the_same(
+        first in (
+            proptest::collection::vec(any_pod(), 0..10),
+            proptest::collection::vec(any_service(), 1..6),
+            proptest::collection::vec(any_slice(), 0..4),
+        ),
+        second in (
+            proptest::collection::vec(any_pod(), 0..3),
+            proptest::collection::vec(any_service(), 0..2),
+            proptest::collection::vec(any_slice(), 0..2),
+        ),
+        gone in proptest::collection::vec(any_name(), 0..3),
+    ) {
+        let old = of(first.0, first.1, first.2);
+        let mut new = old.clone();
+        for name in gone {
+            new.pods.remove(&name);
+            new.slices.remove(&name);
+        }
+        let more = of(second.0, second.1, second.2);
+        new.pods.extend(more.pods);
+        new.services.extend(more.services);
+        new.slices.extend(more.slices);
+
+        let touched = Touched::between(&old, &new);
+        let before = EndpointIndex::build(&old, |_, _| true);
+        let after = EndpointIndex::build(&new, |_, _| true);
+        let partly = EndpointIndex::build(&new, |namespace, name| touched.contains(namespace, name));
+        for (name, service) in &new.services {
+            let touched = touched.contains(&name.namespace, &name.name);
+            if !touched {
+                prop_assert!(Arc::ptr_eq(&old.services[name], service));
+            }
+            for port in &service.ports {
+                for family in [Family::V4, Family::V6] {
+                    let index = if touched { &partly } else { &before };
+                    let whole = select(&after, service, port, family, view("x"));
+                    prop_assert_eq!(select(index, service, port, family, view("x")), whole);
                 }
             }
         }

@@ -105,7 +105,7 @@ impl Source for Plans {
         snapshot.0
     }
 
-    fn desired(&self, snapshot: &Self::Snapshot) -> Desired {
+    fn desired(&self, snapshot: &Self::Snapshot, _: Option<(&Self::Snapshot, Desired)>) -> Desired {
         snapshot.1.clone()
     }
 }

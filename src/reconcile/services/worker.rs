@@ -18,8 +18,8 @@ use tracing::{debug, error, info, warn};
 
 /// What a step is about.
 pub(super) enum Work {
-    /// A new snapshot, and how to plan it.
-    Goal(u64, Box<dyn FnOnce() -> Desired + Send>),
+    /// A new snapshot, and how to plan it out of the last one's plan.
+    Goal(u64, Box<dyn FnOnce(Option<Desired>) -> Desired + Send>),
     /// A quarantine ended, or a failed step is to be tried again.
     Due,
     /// Read the kernel back.
@@ -83,7 +83,8 @@ impl<M: ServiceMaps> Worker<M> {
     pub(super) fn step(&mut self, work: Work) {
         let result = match work {
             Work::Goal(generation, plan) => {
-                self.goal = Some(Goal { generation, desired: plan() });
+                let former = self.goal.take().map(|goal| goal.desired);
+                self.goal = Some(Goal { generation, desired: plan(former) });
                 self.converge()
             }
             Work::Due => self.due(),
