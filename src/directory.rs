@@ -63,9 +63,10 @@ pub async fn run(
     let mut source = Source::new(&config.path);
     let alarm = source.watch.alarm();
     let mut last_report = None;
+    let mut why = Why::Time;
     loop {
         let scanned = tokio::task::spawn_blocking(move || {
-            let outcome = source.refresh();
+            let outcome = source.refresh(why);
             (source, outcome)
         })
         .await;
@@ -88,8 +89,9 @@ pub async fn run(
         let looked = Instant::now();
         tokio::select! {
             () = cancel.cancelled() => return,
-            () = tokio::time::sleep(outcome.next) => {}
+            () = tokio::time::sleep(outcome.next) => why = Why::Time,
             () = alarm.changed() => {
+                why = Why::Alarm;
                 tokio::select! {
                     () = cancel.cancelled() => return,
                     () = tokio::time::sleep(DEBOUNCE.saturating_sub(looked.elapsed()).max(SETTLE)) => {}
@@ -97,6 +99,15 @@ pub async fn run(
             }
         }
     }
+}
+
+/// What asks for a look.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Why {
+    /// Changes. The look before may have taken in all that they are.
+    Alarm,
+    /// It is due.
+    Time,
 }
 
 /// What a scan came to.
@@ -153,9 +164,9 @@ impl Source {
     }
 
     /// Looks at the folder, or at what changed in it, and takes that in.
-    fn refresh(&mut self) -> Outcome {
+    fn refresh(&mut self, why: Why) -> Outcome {
         let changes = self.watch.begin();
-        let (files, mut changed) = match self.look(&changes) {
+        let (files, mut changed) = match self.look(&changes, why) {
             Some(files) => (files, false),
             None => self.scan(),
         };
@@ -202,12 +213,12 @@ impl Source {
     }
 
     /// The files at the paths that changed, if a look at these tells all.
-    fn look(&self, changes: &Changes) -> Option<Vec<Found>> {
+    fn look(&self, changes: &Changes, why: Why) -> Option<Vec<Found>> {
         let (at, listing) = self.scanned.as_ref()?;
         let clean = listing.failed.is_empty() && listing.circles.is_empty() && self.missing.is_empty();
-        // Nothing is told: it is time that asks for a scan.
         let untold = changes.dirty.is_empty() && changes.busy.is_empty();
-        let blind = changes.all || untold || self.watch.trouble().is_some();
+        let asked = untold && why == Why::Time;
+        let blind = changes.all || asked || self.watch.trouble().is_some();
         if blind || !clean || at.elapsed() >= RESCAN {
             return None;
         }

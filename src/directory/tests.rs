@@ -338,14 +338,14 @@ fn a_file_that_is_made_anew_is_never_missed() {
     let file = dir.path().join("a.yaml");
     let mut source = Source::new(dir.path());
     fs::write(&file, node("a")).unwrap();
-    assert_eq!(source.refresh().model.unwrap().nodes.len(), 1);
+    assert_eq!(source.refresh(Why::Time).model.unwrap().nodes.len(), 1);
     fs::remove_file(&file).unwrap();
-    let outcome = source.refresh();
+    let outcome = source.refresh(Why::Time);
     assert!(outcome.model.is_none() && outcome.next <= GRACE);
     fs::write(&file, node("b")).unwrap();
     // Whether the scan saw the file before or after it was closed, no model was ever without it.
     loop {
-        if let Some(model) = source.refresh().model {
+        if let Some(model) = source.refresh(Why::Time).model {
             assert_eq!(model.nodes.len(), 1);
             if model.nodes.contains_key("b") {
                 break;
@@ -354,7 +354,7 @@ fn a_file_that_is_made_anew_is_never_missed() {
         std::thread::sleep(DEBOUNCE);
     }
     fs::remove_file(&file).unwrap();
-    while source.refresh().model.is_none_or(|model| !model.nodes.is_empty()) {
+    while source.refresh(Why::Time).model.is_none_or(|model| !model.nodes.is_empty()) {
         std::thread::sleep(DEBOUNCE);
     }
 }
