@@ -2,13 +2,15 @@
 //!
 //! Sources (`directory`, later `k8s`) parse at the edge; nothing here is validated again. A [`Model`] is an
 //! immutable snapshot; planners are pure functions over it. The choice of endpoints lives in
-//! [`endpoints`], one function for Services, DNS and BGP alike; what differs between two models is told by [`diff`]; what the Kubernetes API calls these
+//! [`endpoints`], one function for Services, DNS and BGP alike; what the Kubernetes API calls these
 //! objects is turned into them in [`convert`]; what a source could not use is told in [`report`].
 
 pub mod convert;
-pub mod diff;
 pub mod endpoints;
+mod objects;
 pub mod report;
+
+pub use objects::{Change, Objects};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -272,6 +274,15 @@ pub struct EndpointSlice {
     pub endpoints: Vec<Endpoint>,
 }
 
+impl EndpointSlice {
+    /// The Service whose endpoints these are, in the slice's namespace.
+    #[must_use]
+    pub fn service_name(&self) -> Option<ObjectName> {
+        let name = Arc::clone(self.service.as_ref()?);
+        Some(ObjectName { namespace: Arc::clone(&self.name.namespace), name })
+    }
+}
+
 /// A NetworkPolicy, as the API has it: the policy planner gives it meaning.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NetworkPolicy {
@@ -285,15 +296,15 @@ pub struct NetworkPolicy {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Model {
     /// By name.
-    pub nodes: BTreeMap<Arc<str>, Arc<Node>>,
+    pub nodes: Objects<Arc<str>, Node>,
     /// By name.
-    pub namespaces: BTreeMap<Arc<str>, Arc<Namespace>>,
+    pub namespaces: Objects<Arc<str>, Namespace>,
     /// By namespace and name.
-    pub pods: BTreeMap<ObjectName, Arc<Pod>>,
+    pub pods: Objects<ObjectName, Pod>,
     /// By namespace and name.
-    pub services: BTreeMap<ObjectName, Arc<Service>>,
+    pub services: Objects<ObjectName, Service>,
     /// By namespace and name.
-    pub slices: BTreeMap<ObjectName, Arc<EndpointSlice>>,
+    pub slices: Objects<ObjectName, EndpointSlice>,
     /// By namespace and name.
-    pub policies: BTreeMap<ObjectName, Arc<NetworkPolicy>>,
+    pub policies: Objects<ObjectName, NetworkPolicy>,
 }

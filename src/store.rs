@@ -7,8 +7,8 @@
 //! it can say no more. The store owns no task.
 
 use crate::model::report::{Problem, Report, Severity};
-use crate::model::{Model, diff};
-use std::collections::{BTreeMap, BTreeSet};
+use crate::model::{Model, Objects};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::watch;
 
@@ -144,9 +144,9 @@ fn compare(old: &Model, new: &Model) -> Difference {
     .unwrap_or(Difference::None)
 }
 
-fn compare_map<K: Ord, T: PartialEq>(old: &BTreeMap<K, Arc<T>>, new: &BTreeMap<K, Arc<T>>) -> Difference {
+fn compare_map<K: Ord, T: PartialEq>(old: &Objects<K, T>, new: &Objects<K, T>) -> Difference {
     let mut found = Difference::None;
-    for change in diff::changes(old, new) {
+    for change in old.changes(new) {
         match (change.old, change.new) {
             (Some(old), Some(new)) if old == new => return Difference::Sharing,
             _ => found = Difference::Objects,
@@ -166,11 +166,14 @@ fn share(old: &Model, new: &mut Model) -> bool {
         | share_map(&old.policies, &mut new.policies)
 }
 
-fn share_map<K: Ord, T: PartialEq>(old: &BTreeMap<K, Arc<T>>, new: &mut BTreeMap<K, Arc<T>>) -> bool {
+fn share_map<K: Ord + Clone, T: PartialEq>(old: &Objects<K, T>, new: &mut Objects<K, T>) -> bool {
+    if old.is_copy_of(new) {
+        return false;
+    }
     let mut changed = old.len() != new.len();
     // Both are in order: one walk instead of a look-up for each object.
     let mut before = old.iter().peekable();
-    for (key, object) in new {
+    for (key, object) in new.iter_mut() {
         while before.next_if(|(other, _)| *other < key).is_some() {}
         match before.next_if(|(other, _)| *other == key) {
             Some((_, same)) if Arc::ptr_eq(same, object) => {}

@@ -11,7 +11,7 @@ use crate::answer::event::{Event, Kind};
 use crate::model::ObjectName;
 use crate::model::report::{Report, Severity};
 use crate::reconcile::node::NodeStatus;
-use crate::reconcile::services::{ServiceStatus, Source};
+use crate::reconcile::services::ServiceStatus;
 use crate::service::plan::{Desired, DesiredService};
 use netd_bpf::flow::flow_count;
 use std::collections::{BTreeMap, BTreeSet};
@@ -72,7 +72,7 @@ impl Seen {
         let held = before.as_ref().and_then(|before| before.plan.as_ref()).map(|(generation, _)| *generation);
         let in_force = now.services.generation == Some(snapshot.generation);
         if in_force && held != Some(snapshot.generation) {
-            let desired = OnNode(state.node.clone()).desired(&snapshot, None);
+            let desired = OnNode(state.node.clone()).plan(&snapshot.model);
             now.plan = Some((snapshot.generation, desired));
         }
         let Some(mut before) = before else { return (now, Vec::new()) };

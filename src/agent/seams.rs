@@ -1,12 +1,13 @@
 //! The Service reconciler's seams: the store's snapshots and the datapath's tables.
 
 use crate::datapath::{self, Datapath};
-use crate::model::Family;
-use crate::model::endpoints::{self, EndpointIndex, Scope, Touched, View};
+use crate::model::endpoints::{self, Chosen, EndpointIndex, Scope, Touched, View};
+use crate::model::{Family, Model, Service, ServicePort};
 use crate::reconcile::services::{ServiceMaps, Source};
 use crate::service::plan::{self, Choice, Desired};
 use crate::store::Snapshot;
 use netd_bpf::service::{Backend, Frontend, FrontendKey};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 #[cfg(test)]
@@ -17,6 +18,26 @@ mod tests;
 #[derive(Debug)]
 pub(super) struct OnNode(pub(super) String);
 
+impl OnNode {
+    /// The whole plan for a model.
+    pub(super) fn plan(&self, model: &Model) -> Desired {
+        plan::desired(model, self.choice(&EndpointIndex::build(model)))
+    }
+
+    fn choice<'c>(
+        &'c self,
+        index: &'c EndpointIndex<'c>,
+    ) -> impl FnMut(&Service, &ServicePort, IpAddr) -> Vec<Choice> + 'c {
+        let view = View { node: &self.0, scope: Scope::Internal };
+        move |service, port, address| {
+            let chosen = endpoints::select(index, service, port, Family::of(address), view);
+            let choice =
+                |one: Chosen| Choice { address: one.address, port: one.port, local: one.local, pod: one.pod };
+            chosen.into_iter().map(choice).collect()
+        }
+    }
+}
+
 impl Source for OnNode {
     type Snapshot = Snapshot;
 
@@ -24,27 +45,14 @@ impl Source for OnNode {
         snapshot.synced.then_some(snapshot.generation)
     }
 
-    fn desired(&self, snapshot: &Snapshot, former: Option<(&Snapshot, Desired)>) -> Desired {
-        let (model, nothing) = (&snapshot.model, Snapshot::default());
-        let (before, former) = former.unwrap_or_else(|| (&nothing, Desired::default()));
-        let touched = Touched::between(&before.model, model);
-        let touched = |namespace: &str, name: &str| touched.contains(namespace, name);
-        let index = EndpointIndex::build(model, touched);
-        let view = View { node: &self.0, scope: Scope::Internal };
-        plan::desired(
-            former,
-            model,
-            |name| touched(&name.namespace, &name.name),
-            |service, port, address| {
-                let chosen = endpoints::select(&index, service, port, Family::of(address), view);
-                chosen.into_iter().map(|one| Choice {
-                    address: one.address,
-                    port: one.port,
-                    local: one.local,
-                    pod: one.pod,
-                })
-            },
-        )
+    fn desired(&self, snapshot: &Snapshot) -> Desired {
+        self.plan(&snapshot.model)
+    }
+
+    fn renew(&self, desired: &mut Desired, old: &Snapshot, new: &Snapshot) -> Option<Vec<usize>> {
+        let touched = Touched::between(&old.model, &new.model)?;
+        let index = EndpointIndex::build_for(&new.model, &touched);
+        Some(plan::renew(desired, touched.services(&new.model), self.choice(&index)))
     }
 }
 

@@ -63,18 +63,33 @@ pub struct EndpointIndex<'m> {
 }
 
 impl<'m> EndpointIndex<'m> {
-    /// The index of those Services of a snapshot whose namespace and name are `wanted`.
-    pub fn build(model: &'m Model, wanted: impl Fn(&str, &str) -> bool) -> Self {
+    /// The index of a snapshot.
+    #[must_use]
+    pub fn build(model: &'m Model) -> Self {
+        Self::of(model, model.services.values(), |_| true)
+    }
+
+    /// The index of a snapshot for those Services that were touched.
+    #[must_use]
+    pub fn build_for(model: &'m Model, touched: &Touched) -> Self {
+        let named = |slice: &EndpointSlice| slice.service_name().is_some_and(|name| touched.contains(&name));
+        Self::of(model, touched.services(model), named)
+    }
+
+    fn of(
+        model: &'m Model,
+        services: impl Iterator<Item = &'m Arc<Service>>,
+        wanted: impl Fn(&EndpointSlice) -> bool,
+    ) -> Self {
         let mut slices: HashMap<_, Vec<&EndpointSlice>> = HashMap::new();
-        for slice in model.slices.values() {
-            if let Some(service) = slice.service.as_ref().filter(|name| wanted(&slice.name.namespace, name)) {
+        for slice in model.slices.values().filter(|slice| wanted(slice)) {
+            if let Some(service) = &slice.service {
                 slices.entry((&*slice.name.namespace, &**service)).or_default().push(slice);
             }
         }
         let mut pods: HashMap<_, Vec<&Pod>> = HashMap::new();
-        for (name, service) in &model.services {
-            let key = (&*name.namespace, &*name.name);
-            if wanted(key.0, key.1) && !slices.contains_key(&key) {
+        for service in services {
+            if !slices.contains_key(&(&*service.name.namespace, &*service.name.name)) {
                 for (key, value) in &service.selector {
                     pods.entry((&*service.name.namespace, key.as_str(), value.as_str())).or_default();
                 }

@@ -87,8 +87,12 @@ pub trait Source: Send + Sync + 'static {
     /// The snapshot's generation, if it is synced.
     fn generation(&self, snapshot: &Self::Snapshot) -> Option<u64>;
 
-    /// The plan for it; `former` is the last snapshot that was planned, with its plan.
-    fn desired(&self, snapshot: &Self::Snapshot, former: Option<(&Self::Snapshot, Desired)>) -> Desired;
+    /// The plan for it.
+    fn desired(&self, snapshot: &Self::Snapshot) -> Desired;
+
+    /// Turns the plan for `old` into that for `new`, if no more than endpoints differ, and gives the places of the
+    /// Services that it changed. None: the plan is to be made whole; it is as it was.
+    fn renew(&self, desired: &mut Desired, old: &Self::Snapshot, new: &Self::Snapshot) -> Option<Vec<usize>>;
 }
 
 /// Sizes and times.
@@ -183,8 +187,15 @@ impl<S: Source, M: ServiceMaps> Reconciler<S, M> {
                     let snapshot = Arc::clone(&self.snapshots.borrow_and_update());
                     let Some(generation) = self.source.generation(&snapshot) else { continue };
                     let source = Arc::clone(&self.source);
-                    let planned = self.planned.replace(Arc::clone(&snapshot));
-                    let plan = move |former| source.desired(&snapshot, planned.as_deref().zip(former));
+                    let old = self.planned.replace(Arc::clone(&snapshot));
+                    let plan = move |former: Option<Desired>| {
+                        if let (Some(old), Some(mut desired)) = (old, former)
+                            && let Some(changed) = source.renew(&mut desired, &old, &snapshot)
+                        {
+                            return (desired, Some(changed));
+                        }
+                        (source.desired(&snapshot), None)
+                    };
                     Work::Goal(generation, Box::new(plan))
                 }
                 () = sleep_until(wake) => Work::Due,

@@ -15,9 +15,8 @@ use serde::Serialize;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt;
-use std::iter::Peekable;
 use std::net::{IpAddr, SocketAddr};
-use std::vec;
+use std::sync::Arc;
 
 /// A port of a Service: what a service number of the kernel stands for.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -161,122 +160,116 @@ pub struct Desired {
 
 /// Plans all Services of `model`. `choose` gives the endpoints of a Service port that a client of the cluster
 /// address may be sent to; the address tells the family.
-///
-/// Of a `former` plan that is taken over which holds yet: only those Services are planned anew that are `touched`,
-/// or that get other frontends because of other Services' claims. A Service that was in the former model may only
-/// be called untouched if it is the same object and `choose` would say the same.
-pub fn desired<C>(
-    former: Desired,
-    model: &Model,
-    touched: impl Fn(&ObjectName) -> bool,
-    mut choose: impl FnMut(&Service, &ServicePort, IpAddr) -> C,
-) -> Desired
+pub fn desired<C>(model: &Model, mut choose: impl FnMut(&Service, &ServicePort, IpAddr) -> C) -> Desired
 where
     C: IntoIterator<Item = Choice>,
 {
-    let mut former = Former::from(former);
     let mut out = Desired { services: Vec::with_capacity(model.services.len()), ..Desired::default() };
     let mut holders: HashMap<FrontendKey, &ObjectName> = HashMap::with_capacity(model.services.len());
-    for (name, service) in &model.services {
-        let granted = claims(service, &mut holders, &mut out.conflicts);
-        if granted.is_empty() {
-            continue;
-        }
-        if let Some((planned, left_out)) = former.take(name).filter(|_| !touched(name))
-            && planned.frontends.iter().map(|frontend| frontend.key).eq(granted.iter().map(|claim| claim.key))
-        {
-            out.services.push(planned);
-            out.untranslatable.extend(left_out);
-            continue;
-        }
-        let mut frontends = Vec::with_capacity(granted.len());
-        for Claim { key, port, address } in granted {
-            let mut backends = backends(choose(service, port, address), address);
-            if let Some(endpoint) = leave_out(port, &mut backends) {
-                let (service, protocol) = (name.clone(), port.protocol);
-                let port = PortName { service, port: port.port, protocol };
-                out.untranslatable.push(Untranslatable { port, endpoint });
+    for service in model.services.values() {
+        let claims = claims(service).filter(|claim| match holders.entry(claim.key) {
+            Entry::Occupied(holder) => {
+                out.conflicts.push(Conflict {
+                    service: service.name.clone(),
+                    holder: (*holder.get()).clone(),
+                    address: SocketAddr::new(claim.address, claim.port.port),
+                    protocol: claim.port.protocol,
+                });
+                false
             }
-            frontends.push(DesiredFrontend {
-                key,
-                port: port.port,
-                protocol: port.protocol,
-                affinity_seconds: service.affinity_seconds,
-                backends,
-            });
+            Entry::Vacant(vacant) => {
+                vacant.insert(&service.name);
+                true
+            }
+        });
+        let planned = plan(service, claims, &mut choose, &mut out.untranslatable);
+        if !planned.frontends.is_empty() {
+            out.services.push(planned);
         }
-        out.services.push(DesiredService { name: name.clone(), frontends });
     }
     out
 }
 
-/// A former plan, to be taken apart in the order of names.
-struct Former {
-    services: Peekable<vec::IntoIter<DesiredService>>,
-    untranslatable: Peekable<vec::IntoIter<Untranslatable>>,
-}
-
-impl From<Desired> for Former {
-    fn from(plan: Desired) -> Self {
-        Self {
-            services: plan.services.into_iter().peekable(),
-            untranslatable: plan.untranslatable.into_iter().peekable(),
+/// Plans some Services anew that are the same as before, but whose endpoints may differ; in the order of their
+/// names. Gives the places in `desired.services` of those that do.
+pub fn renew<'m, C>(
+    desired: &mut Desired,
+    services: impl Iterator<Item = &'m Arc<Service>>,
+    mut choose: impl FnMut(&Service, &ServicePort, IpAddr) -> C,
+) -> Vec<usize>
+where
+    C: IntoIterator<Item = Choice>,
+{
+    let mut changed = Vec::new();
+    for service in services {
+        // One that has no frontend gets none by its endpoints.
+        let Ok(at) = desired.services.binary_search_by(|planned| planned.name.cmp(&service.name)) else {
+            continue;
+        };
+        let Some(planned) = desired.services.get_mut(at) else { continue };
+        let had: Vec<FrontendKey> = planned.frontends.iter().map(|frontend| frontend.key).collect();
+        let claims = claims(service).filter(|claim| had.contains(&claim.key));
+        let mut untranslatable = Vec::new();
+        let new = plan(service, claims, &mut choose, &mut untranslatable);
+        let told = &mut desired.untranslatable;
+        let before = told.partition_point(|one| one.port.service < service.name);
+        let after = told.partition_point(|one| one.port.service <= service.name);
+        told.splice(before..after, untranslatable);
+        if *planned != new {
+            *planned = new;
+            changed.push(at);
         }
     }
+    changed
 }
 
-impl Former {
-    /// What it says of a Service, once all before it were asked for.
-    fn take(&mut self, name: &ObjectName) -> Option<(DesiredService, Vec<Untranslatable>)> {
-        while self.services.next_if(|service| service.name < *name).is_some() {}
-        while self.untranslatable.next_if(|one| one.port.service < *name).is_some() {}
-        let service = self.services.next_if(|service| service.name == *name)?;
-        let left_out = std::iter::from_fn(|| self.untranslatable.next_if(|one| one.port.service == *name));
-        Some((service, left_out.collect()))
-    }
+/// Plans the frontends that a Service has.
+fn plan<'m, C>(
+    service: &'m Service,
+    claims: impl Iterator<Item = Claim<'m>>,
+    choose: &mut impl FnMut(&Service, &ServicePort, IpAddr) -> C,
+    untranslatable: &mut Vec<Untranslatable>,
+) -> DesiredService
+where
+    C: IntoIterator<Item = Choice>,
+{
+    let frontends = claims.map(|Claim { key, port, address }| {
+        let mut backends = backends(choose(service, port, address), address);
+        if let Some(endpoint) = leave_out(port, &mut backends) {
+            let port = PortName { service: service.name.clone(), port: port.port, protocol: port.protocol };
+            untranslatable.push(Untranslatable { port, endpoint });
+        }
+        DesiredFrontend {
+            key,
+            port: port.port,
+            protocol: port.protocol,
+            affinity_seconds: service.affinity_seconds,
+            backends,
+        }
+    });
+    DesiredService { frontends: frontends.collect(), name: service.name.clone() }
 }
 
-/// A frontend that a Service has.
+/// A frontend that a Service claims.
 struct Claim<'m> {
     key: FrontendKey,
     port: &'m ServicePort,
     address: IpAddr,
 }
 
-/// The frontends of a Service that no Service before it has.
-fn claims<'m>(
-    service: &'m Service,
-    holders: &mut HashMap<FrontendKey, &'m ObjectName>,
-    conflicts: &mut Vec<Conflict>,
-) -> Vec<Claim<'m>> {
-    let mut granted = Vec::new();
-    if service.skip_proxy {
-        return granted;
-    }
-    granted.reserve_exact(service.ports.len() * service.cluster_ips.len());
-    for port in &service.ports {
-        for &address in &service.cluster_ips {
-            let key = FrontendKey {
-                addr: address.into(),
-                port: port.port.to_be(),
-                proto: port.protocol.number(),
-                scope: scope::INTERNAL,
-            };
-            match holders.entry(key) {
-                Entry::Occupied(holder) => conflicts.push(Conflict {
-                    service: service.name.clone(),
-                    holder: (*holder.get()).clone(),
-                    address: SocketAddr::new(address, port.port),
-                    protocol: port.protocol,
-                }),
-                Entry::Vacant(vacant) => {
-                    vacant.insert(&service.name);
-                    granted.push(Claim { key, port, address });
-                }
-            }
-        }
-    }
-    granted
+/// By port, then by address.
+fn claims(service: &Service) -> impl Iterator<Item = Claim<'_>> {
+    let ports = if service.skip_proxy { &[][..] } else { &service.ports };
+    let all = ports.iter().flat_map(|port| service.cluster_ips.iter().map(move |address| (port, *address)));
+    all.map(|(port, address)| {
+        let key = FrontendKey {
+            addr: address.into(),
+            port: port.port.to_be(),
+            proto: port.protocol.number(),
+            scope: scope::INTERNAL,
+        };
+        Claim { key, port, address }
+    })
 }
 
 /// Takes backends out that the programs could not send to; gives the first of them.

@@ -236,10 +236,29 @@ impl Tables {
     /// Brings the image to `desired`, as far as it fits, and says how to bring the kernel there. Call
     /// [`Self::applied`] when that is done; if it failed, start over from [`Self::read`].
     pub fn plan(&mut self, desired: &Desired, now: Instant) -> Plan {
-        let mut plan = self.expire(now);
         self.round += 1;
+        self.bring(desired.services.iter(), true, now)
+    }
+
+    /// The same where all but these Services are as in the last plan, which lacked no room, and these have the
+    /// frontends that they had.
+    pub fn plan_some<'a>(
+        &mut self,
+        services: impl Iterator<Item = &'a DesiredService>,
+        now: Instant,
+    ) -> Plan {
+        self.bring(services, false, now)
+    }
+
+    fn bring<'a>(
+        &mut self,
+        services: impl Iterator<Item = &'a DesiredService>,
+        all: bool,
+        now: Instant,
+    ) -> Plan {
+        let mut plan = self.expire(now);
         let rows_before = self.frontends.len();
-        let mut changes = self.compare(desired, &mut plan);
+        let mut changes = self.compare(services, &mut plan);
 
         let (mut sets, mut deletes) = (Vec::new(), Vec::new());
         for change in &mut changes {
@@ -247,7 +266,9 @@ impl Tables {
                 self.write(change.service, frontend, place, &mut sets, &mut plan.names);
             }
         }
-        self.sweep(&mut deletes, &mut plan.names);
+        if all {
+            self.sweep(&mut deletes, &mut plan.names);
+        }
 
         changes.sort_by_key(|change| !change.known);
         let mut added = 0;
@@ -327,9 +348,13 @@ impl Tables {
     }
 
     /// What differs from the kernel, and marks all that is wanted with this round.
-    fn compare<'a>(&mut self, desired: &'a Desired, plan: &mut Plan) -> Vec<Change<'a>> {
+    fn compare<'a>(
+        &mut self,
+        services: impl Iterator<Item = &'a DesiredService>,
+        plan: &mut Plan,
+    ) -> Vec<Change<'a>> {
         let mut changes = Vec::new();
-        for service in &desired.services {
+        for service in services {
             let mut change =
                 Change { service, known: false, free: Vec::new(), changed: Vec::new(), added: Vec::new() };
             for frontend in &service.frontends {

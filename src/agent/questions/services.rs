@@ -10,7 +10,7 @@ use crate::answer::services::{
 use crate::datapath;
 use crate::model::endpoints::{self, EndpointIndex, Scope, View};
 use crate::model::{self, Family, Model, ObjectName, TrafficPolicy};
-use crate::reconcile::services::{ServiceStatus, Source};
+use crate::reconcile::services::ServiceStatus;
 use crate::service::plan::{Desired, DesiredFrontend, DesiredService};
 use crate::service::tables::Kernel;
 use crate::service::view::{BackendView, FrontendView, Index, Standing};
@@ -45,7 +45,7 @@ impl Moment {
         let steady = before.generation == Some(snapshot.generation)
             && after.generation == Some(snapshot.generation)
             && state.store.current().generation == snapshot.generation;
-        let desired = OnNode(state.node.clone()).desired(&snapshot, None);
+        let desired = OnNode(state.node.clone()).plan(&snapshot.model);
         Ok(Self {
             snapshot,
             desired,
@@ -229,9 +229,7 @@ struct Places<'a> {
 
 impl<'a> Places<'a> {
     fn of(service: &model::Service, model: &'a Model, book: &'a Book, node: &str) -> Self {
-        let of = &service.name;
-        let index =
-            EndpointIndex::build(model, |namespace, name| *of.namespace == *namespace && *of.name == *name);
+        let index = EndpointIndex::build(model);
         let view = View { node, scope: Scope::Internal };
         let mut endpoints = HashMap::new();
         for port in &service.ports {

@@ -7,12 +7,10 @@ use crate::datapath::tests::rig::{Rig, frontend_key, isolated};
 use crate::model::{
     Endpoint, EndpointPort, EndpointSlice, Model, ObjectName, Protocol, Service, ServicePort, TargetPort,
 };
-use crate::reconcile::services::{
-    Config as Times, Reconciler, ServiceMaps as _, ServiceMetrics, Source as _,
-};
+use crate::reconcile::services::{Config as Times, Reconciler, ServiceMaps as _, ServiceMetrics};
 use crate::service::plan::Desired;
 use crate::service::tables::{Kernel, Limits, Op, Plan, Tables};
-use crate::store::{Snapshot, Store};
+use crate::store::Store;
 use netd_bpf::event::reason;
 use netd_bpf::service::{backend_state, seal};
 use std::collections::BTreeSet;
@@ -124,7 +122,7 @@ fn web(states: &[State]) -> Model {
 }
 
 fn desired(model: Model) -> Desired {
-    OnNode("a".to_owned()).desired(&Snapshot { model: Arc::new(model), ..Snapshot::default() }, None)
+    OnNode("a".to_owned()).plan(&model)
 }
 
 /// Verdict and destination of a packet to the Service.

@@ -94,8 +94,7 @@ fn pods_alone_give_the_endpoints_that_the_real_controller_gave() {
         assert!(object.service.is_some());
         model.slices.insert(object.name.clone(), Arc::new(object));
     }
-    let (with, without) =
-        (EndpointIndex::build(&model, |_, _| true), EndpointIndex::build(&pods_only, |_, _| true));
+    let (with, without) = (EndpointIndex::build(&model), EndpointIndex::build(&pods_only));
     let view = View { node: "node-a", scope: Scope::Internal };
     let mut found = 0;
     for service in model.services.values() {

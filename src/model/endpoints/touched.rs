@@ -1,30 +1,30 @@
 //! The Services whose choice of endpoints may differ between two models.
 
-use crate::model::{Model, ObjectName, Service, diff};
-use std::collections::HashSet;
+use crate::model::{Model, ObjectName, Service};
+use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
 
-/// Namespaces and names of Services: of all others [`super::select`] says in both models the same.
-#[derive(Debug, Default)]
-pub struct Touched<'m>(HashSet<(&'m str, &'m str)>);
+/// Names of Services: of all others [`super::select`] says in both models the same.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Touched(BTreeSet<ObjectName>);
 
-impl<'m> Touched<'m> {
-    /// What `select` looks at: the Service itself, slices that name it, pods that its selector chooses.
+impl Touched {
+    /// What `select` looks at beside the Service itself: slices that name it, pods that its selector chooses. None
+    /// if Services themselves differ.
     #[must_use]
-    pub fn between(old: &'m Model, new: &'m Model) -> Self {
-        let mut touched = HashSet::new();
-        for change in diff::changes(&old.services, &new.services) {
-            for service in [change.old, change.new].into_iter().flatten() {
-                touched.insert((&*service.name.namespace, &*service.name.name));
-            }
+    pub fn between(old: &Model, new: &Model) -> Option<Self> {
+        if old.services.changes(&new.services).next().is_some() {
+            return None;
         }
-        for change in diff::changes(&old.slices, &new.slices) {
+        let mut touched = BTreeSet::new();
+        for change in old.slices.changes(&new.slices) {
             for slice in [change.old, change.new].into_iter().flatten() {
-                if let Some(service) = &slice.service {
-                    touched.insert((&*slice.name.namespace, &**service));
-                }
+                touched.extend(slice.service_name());
             }
         }
-        let labels: HashSet<(&str, &str, &str)> = diff::changes(&old.pods, &new.pods)
+        let labels: HashSet<(&str, &str, &str)> = old
+            .pods
+            .changes(&new.pods)
             .flat_map(|change| [change.old, change.new])
             .flatten()
             .flat_map(|pod| pod.labels.iter().map(|(key, value)| label(&pod.name, key, value)))
@@ -35,19 +35,22 @@ impl<'m> Touched<'m> {
                 let mut selector = service.selector.iter();
                 selector.all(|(key, value)| labels.contains(&label(&service.name, key, value)))
             };
-            for service in new.services.values().filter(|service| !service.selector.is_empty()) {
-                if chooses(service) {
-                    touched.insert((&*service.name.namespace, &*service.name.name));
-                }
-            }
+            let with_selector = new.services.values().filter(|service| !service.selector.is_empty());
+            touched
+                .extend(with_selector.filter(|service| chooses(service)).map(|service| service.name.clone()));
         }
-        Self(touched)
+        Some(Self(touched))
     }
 
     /// The Service may have other endpoints than before.
     #[must_use]
-    pub fn contains(&self, namespace: &str, name: &str) -> bool {
-        self.0.contains(&(namespace, name))
+    pub fn contains(&self, service: &ObjectName) -> bool {
+        self.0.contains(service)
+    }
+
+    /// Those that exist, in the order of their names.
+    pub fn services<'m>(&self, model: &'m Model) -> impl Iterator<Item = &'m Arc<Service>> {
+        self.0.iter().filter_map(|name| model.services.get(name))
     }
 }
 

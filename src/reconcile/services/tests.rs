@@ -105,8 +105,22 @@ impl Source for Plans {
         snapshot.0
     }
 
-    fn desired(&self, snapshot: &Self::Snapshot, _: Option<(&Self::Snapshot, Desired)>) -> Desired {
+    fn desired(&self, snapshot: &Self::Snapshot) -> Desired {
         snapshot.1.clone()
+    }
+
+    fn renew(&self, desired: &mut Desired, old: &Self::Snapshot, new: &Self::Snapshot) -> Option<Vec<usize>> {
+        let keys = |plan: &Desired| -> Vec<_> {
+            let keys = |service: &DesiredService| service.frontends.iter().map(|f| f.key).collect::<Vec<_>>();
+            plan.services.iter().map(|service| (service.name.clone(), keys(service))).collect()
+        };
+        if keys(&old.1) != keys(&new.1) {
+            return None;
+        }
+        assert_eq!(*desired, old.1);
+        desired.clone_from(&new.1);
+        let all = old.1.services.iter().zip(&new.1.services).enumerate();
+        Some(all.filter(|(_, (old, new))| old != new).map(|(at, _)| at).collect())
     }
 }
 

@@ -19,12 +19,15 @@ use tracing::{debug, error, info, warn};
 /// What a step is about.
 pub(super) enum Work {
     /// A new snapshot, and how to plan it out of the last one's plan.
-    Goal(u64, Box<dyn FnOnce(Option<Desired>) -> Desired + Send>),
+    Goal(u64, Box<Replan>),
     /// A quarantine ended, or a failed step is to be tried again.
     Due,
     /// Read the kernel back.
     Audit,
 }
+
+/// Out of the former plan comes the new one, and the places of the Services that may differ; none: all may.
+pub(super) type Replan = dyn FnOnce(Option<Desired>) -> (Desired, Option<Vec<usize>>) + Send;
 
 /// The newest snapshot's plan.
 #[derive(Debug)]
@@ -84,8 +87,9 @@ impl<M: ServiceMaps> Worker<M> {
         let result = match work {
             Work::Goal(generation, plan) => {
                 let former = self.goal.take().map(|goal| goal.desired);
-                self.goal = Some(Goal { generation, desired: plan(former) });
-                self.converge()
+                let (desired, changed) = plan(former);
+                self.goal = Some(Goal { generation, desired });
+                self.converge(changed.as_deref())
             }
             Work::Due => self.due(),
             Work::Audit => self.audit(),
@@ -120,28 +124,43 @@ impl<M: ServiceMaps> Worker<M> {
     }
 
     fn due(&mut self) -> Result<(), String> {
-        let short = !self.status.refused.is_empty() || !self.status.waiting.is_empty();
+        let short = self.short();
         match &mut self.tables {
             Some(tables) if !short => {
                 let plan = tables.expire(Instant::now());
                 self.write(plan)
             }
-            _ => self.converge(),
+            _ => self.converge(None),
         }
     }
 
-    /// Brings the kernel to the goal, as far as it fits.
-    fn converge(&mut self) -> Result<(), String> {
+    /// Something lacks room.
+    fn short(&self) -> bool {
+        !self.status.refused.is_empty() || !self.status.waiting.is_empty()
+    }
+
+    /// Brings the kernel to the goal, as far as it fits. `changed`: places of the Services that differ from what
+    /// was last brought there; none: all may.
+    fn converge(&mut self, changed: Option<&[usize]>) -> Result<(), String> {
         if self.goal.is_none() {
             return Ok(());
         }
         let start = Instant::now();
+        // What had no room may have some now.
+        let mut changed = changed.filter(|_| !self.short());
         if self.tables.is_none() {
+            changed = None;
             let kernel = self.read()?;
             self.take_image(&kernel);
         }
         let (Some(tables), Some(goal)) = (&mut self.tables, &self.goal) else { return Ok(()) };
-        let mut plan = tables.plan(&goal.desired, Instant::now());
+        let services = &goal.desired.services;
+        let mut plan = match changed {
+            Some(places) => {
+                tables.plan_some(places.iter().filter_map(|at| services.get(*at)), Instant::now())
+            }
+            None => tables.plan(&goal.desired, Instant::now()),
+        };
         tell(&self.status.refused, &plan.refused);
         self.status.refused = std::mem::take(&mut plan.refused);
         self.status.waiting = std::mem::take(&mut plan.waiting);
@@ -163,7 +182,7 @@ impl<M: ServiceMaps> Worker<M> {
     }
 
     fn audit(&mut self) -> Result<(), String> {
-        let Some(tables) = &self.tables else { return self.converge() };
+        let Some(tables) = &self.tables else { return self.converge(None) };
         if self.goal.is_none() {
             return Ok(());
         }
@@ -180,7 +199,7 @@ impl<M: ServiceMaps> Worker<M> {
         self.status.drift += u64::try_from(drift.len()).unwrap_or(u64::MAX);
         self.status.last_drift = drift.into_iter().take(ServiceStatus::DRIFT_TOLD).collect();
         self.take_image(&kernel);
-        self.converge()
+        self.converge(None)
     }
 
     fn take_image(&mut self, kernel: &Kernel) {

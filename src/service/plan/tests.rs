@@ -39,13 +39,6 @@ fn choice(address: &str, local: bool) -> Choice {
     Choice { address: address.parse().unwrap(), port: 8080, local, pod: None }
 }
 
-fn whole<C: IntoIterator<Item = Choice>>(
-    model: &Model,
-    choose: impl FnMut(&Service, &ServicePort, IpAddr) -> C,
-) -> Desired {
-    desired(Desired::default(), model, |_| true, choose)
-}
-
 fn nobody(_: &Service, _: &ServicePort, _: IpAddr) -> [Choice; 0] {
     []
 }
@@ -54,7 +47,7 @@ fn nobody(_: &Service, _: &ServicePort, _: IpAddr) -> [Choice; 0] {
 fn every_address_and_port_is_a_frontend() {
     let ports = [port(53, Protocol::Udp), port(53, Protocol::Tcp), port(38412, Protocol::Sctp)];
     let model = model([service("dns", &["10.96.0.10", "fd00::10"], &ports)]);
-    let desired = whole(&model, nobody);
+    let desired = desired(&model, nobody);
     let [dns] = &desired.services[..] else { panic!("{desired:?}") };
     let keys: Vec<(String, u16, u8, u8)> = dns
         .frontends
@@ -79,7 +72,7 @@ fn an_sctp_port_leads_only_to_endpoints_with_the_same_port() {
     let ports = [port(8080, Protocol::Sctp), port(38412, Protocol::Sctp), port(80, Protocol::Udp)];
     let model = model([service("amf", &["10.96.0.10", "fd00::10"], &ports)]);
     let choices = || ["10.0.0.1", "10.0.0.2", "fd00::1"].map(|address| choice(address, true));
-    let desired = whole(&model, |_, _, _| choices());
+    let desired = desired(&model, |_, _, _| choices());
     let [amf] = &desired.services[..] else { panic!("{desired:?}") };
     let backends: Vec<usize> = amf.frontends.iter().map(|frontend| frontend.backends.len()).collect();
     assert_eq!(backends, [2, 1, 0, 0, 2, 1]);
@@ -98,7 +91,7 @@ fn headless_services_and_those_of_another_proxy_are_not_ours() {
     let http = [port(80, Protocol::Tcp)];
     let mut other = service("other", &["10.96.0.2"], &http);
     other.skip_proxy = true;
-    let desired = whole(&model([service("headless", &[], &http), other]), nobody);
+    let desired = desired(&model([service("headless", &[], &http), other]), nobody);
     assert_eq!(desired, Desired::default());
 }
 
@@ -115,8 +108,8 @@ fn backends_have_one_order_and_stand_once() {
         choice("10.0.0.9", true),
         choice("fd00::9", false),
     ];
-    let plan = whole(&model, |_, _, _| told.clone());
-    assert_eq!(plan, whole(&model, |_, _, _| told.iter().rev().cloned().collect::<Vec<_>>()));
+    let plan = desired(&model, |_, _, _| told.clone());
+    assert_eq!(plan, desired(&model, |_, _, _| told.iter().rev().cloned().collect::<Vec<_>>()));
 
     let [v4, v6] = &plan.services[0].frontends[..] else { panic!("{plan:?}") };
     let list: Vec<(String, bool)> = v4.backends.iter().map(|b| (b.addr.to_string(), b.local)).collect();
@@ -132,7 +125,7 @@ fn the_first_by_name_has_an_address_that_two_claim() {
     let http = [port(80, Protocol::Tcp)];
     let both = [port(80, Protocol::Tcp), port(81, Protocol::Tcp)];
     let services = [service("b", &["10.96.0.1"], &both), service("a", &["10.96.0.1"], &http)];
-    let plan = whole(&model(services), nobody);
+    let plan = desired(&model(services), nobody);
     let names: Vec<(String, usize)> =
         plan.services.iter().map(|s| (s.name.to_string(), s.frontends.len())).collect();
     assert_eq!(names, [("default/a".to_owned(), 1), ("default/b".to_owned(), 1)]);
@@ -163,41 +156,33 @@ fn endpoints(specs: &BTreeMap<u8, Spec>) -> impl FnMut(&Service, &ServicePort, I
 
 proptest! {
     #[test]
-    fn out_of_a_former_plan_comes_what_a_whole_one_says(
-        steps in proptest::collection::vec(any_services(), 1..6)
+    fn a_plan_renewed_is_what_a_whole_one_says(
+        specs in any_services(),
+        counts in proptest::collection::btree_map(0_u8..9, 0_u8..3, 0..8),
     ) {
-        let mut former = (BTreeMap::new(), Desired::default());
-        for specs in steps {
-            let model = model(specs.iter().map(|(name, (addresses, ports, _))| {
-                let addresses: Vec<String> = addresses.iter().map(|n| format!("10.96.0.{n}")).collect();
-                let ports: Vec<ServicePort> = ports
-                    .iter()
-                    .map(|(n, sctp)| port(*n, if *sctp { Protocol::Sctp } else { Protocol::Tcp }))
-                    .collect();
-                let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
-                service(&name.to_string(), &addresses, &ports)
-            }));
-            let (before, plan) = former;
-            let touched = |name: &ObjectName| {
-                let name = name.name.parse().unwrap();
-                before.get(&name) != specs.get(&name)
-            };
-            let mut asked = Vec::new();
-            let next = desired(plan.clone(), &model, touched, |service, port, address| {
-                asked.push(service.name.clone());
-                endpoints(&specs)(service, port, address)
-            });
-            prop_assert_eq!(&next, &whole(&model, endpoints(&specs)));
-            // Nothing is asked about in vain.
-            asked.retain(|name| !touched(name));
-            for name in asked {
-                let keys = |plan: &Desired| -> Vec<FrontendKey> {
-                    let of_it = plan.services.iter().filter(|service| service.name == name);
-                    of_it.flat_map(|service| service.frontends.iter().map(|f| f.key)).collect()
-                };
-                prop_assert_ne!(keys(&plan), keys(&next), "{}", name);
+        let model = model(specs.iter().map(|(name, (addresses, ports, _))| {
+            let addresses: Vec<String> = addresses.iter().map(|n| format!("10.96.0.{n}")).collect();
+            let ports: Vec<ServicePort> = ports
+                .iter()
+                .map(|(n, sctp)| port(*n, if *sctp { Protocol::Sctp } else { Protocol::Tcp }))
+                .collect();
+            let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
+            service(&name.to_string(), &addresses, &ports)
+        }));
+        let before = desired(&model, endpoints(&specs));
+        let mut now = specs.clone();
+        for (name, count) in &counts {
+            if let Some(spec) = now.get_mut(name) {
+                spec.2 = *count;
             }
-            former = (specs, next);
         }
+        let touched: Vec<&Arc<Service>> =
+            model.services.values().filter(|service| counts.contains_key(&service.name.name.parse().unwrap())).collect();
+        let mut renewed = before.clone();
+        let changed = renew(&mut renewed, touched.into_iter(), endpoints(&now));
+        prop_assert_eq!(&renewed, &desired(&model, endpoints(&now)));
+        let differ: Vec<usize> =
+            (0..before.services.len()).filter(|at| before.services[*at] != renewed.services[*at]).collect();
+        prop_assert_eq!(changed, differ);
     }
 }

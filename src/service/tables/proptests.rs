@@ -1,6 +1,7 @@
 //! Random histories of plans, crashes and restarts against a simulated kernel that checks every write.
 
 mod pieces;
+mod some;
 
 use super::{Kernel, Limits, NameChange, Op, Tables};
 use crate::model::{ObjectName, Protocol};
