@@ -312,14 +312,23 @@ impl Source {
 
     /// Puts the model together from what is in force, or what was replaced of it into the last one.
     fn assemble(&mut self, replaced: Option<&[(Content, Content)]>) -> Arc<Model> {
-        self.objects = self.files.in_force().map(|(_, entries)| entries.len()).sum();
-        self.in_force = self.files.in_force().count();
         let patched = match (&self.assembled, replaced) {
             (Some((model, problems)), Some(replaced)) => {
                 assemble::patch(model, replaced).map(|model| (Arc::new(model), problems.clone()))
             }
             _ => None,
         };
+        match replaced {
+            Some(replaced) => {
+                let (old, new) =
+                    replaced.iter().fold((0, 0), |sum, (old, new)| (sum.0 + old.len(), sum.1 + new.len()));
+                self.objects = (self.objects + new).saturating_sub(old);
+            }
+            None => {
+                self.objects = self.files.in_force().map(|(_, entries)| entries.len()).sum();
+                self.in_force = self.files.in_force().count();
+            }
+        }
         let (model, problems) = patched.unwrap_or_else(|| self.assemble_all());
         self.settled.extend(problems.iter().cloned());
         self.assembled = Some((Arc::clone(&model), problems));

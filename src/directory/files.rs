@@ -37,6 +37,8 @@ pub(super) struct Files {
     files: BTreeMap<PathBuf, File>,
     /// Read anew since the last settling.
     fresh: BTreeSet<PathBuf>,
+    /// Those with problems.
+    troubled: BTreeSet<PathBuf>,
     /// All files are there and whole, and in force as they are: then what is read anew can be judged without a
     /// look at all the others.
     plain: bool,
@@ -47,8 +49,13 @@ pub(super) struct Files {
 impl Files {
     /// A file was read anew.
     pub(super) fn update(&mut self, path: &Path, parsed: Parsed) {
-        let parsed = Arc::new(parsed);
         self.fresh.insert(path.to_owned());
+        if parsed.problems.is_empty() {
+            self.troubled.remove(path);
+        } else {
+            self.troubled.insert(path.to_owned());
+        }
+        let parsed = Arc::new(parsed);
         match self.files.get_mut(path) {
             Some(file) => {
                 file.parsed = parsed;
@@ -72,6 +79,7 @@ impl Files {
     /// A file is gone, and its objects with it.
     pub(super) fn remove(&mut self, path: &Path) {
         self.files.remove(path);
+        self.troubled.remove(path);
         self.plain = false;
     }
 
@@ -84,7 +92,8 @@ impl Files {
     }
 
     fn problems(&self) -> Vec<Problem> {
-        self.files.values().flat_map(|file| file.parsed.problems.iter().cloned()).collect()
+        let troubled = self.troubled.iter().filter_map(|path| self.files.get(path));
+        troubled.flat_map(|file| file.parsed.problems.iter().cloned()).collect()
     }
 
     /// Puts what was read anew in force, if nothing is wrong with it and nothing else was; none: it is not that
@@ -111,7 +120,12 @@ impl Files {
             }
             *count = 1;
         }
-        self.keys.retain(|_, count| *count > 0);
+        for entry in replaced.iter().flat_map(|(old, _)| old.iter()) {
+            let key = hash(&entry.key);
+            if self.keys.get(&key) == Some(&0) {
+                self.keys.remove(&key);
+            }
+        }
         for (path, (_, new)) in self.fresh.iter().zip(&replaced) {
             self.files.get_mut(path)?.good = Some(Arc::clone(new));
         }
@@ -189,7 +203,7 @@ impl Files {
 
     /// Every file has something in force.
     pub(super) fn complete(&self) -> bool {
-        self.files.values().all(|file| file.good.is_some())
+        self.plain || self.files.values().all(|file| file.good.is_some())
     }
 
     /// What is in force.
