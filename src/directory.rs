@@ -53,51 +53,78 @@ const RESCAN: Duration = Duration::from_secs(30);
 const RESCAN_BLIND: Duration = Duration::from_secs(2);
 
 /// Follows the folder until cancelled: gives each model that differs to `publish`, and each change of what is
-/// wrong to `report`.
+/// wrong to `report`. Both are called where the folder was read, on a thread that may block.
 pub async fn run(
     config: Config,
     publish: impl Fn(Arc<Model>) + Send + 'static,
     report: impl Fn(Report) + Send + 'static,
     cancel: CancellationToken,
 ) {
-    let mut source = Source::new(&config.path);
+    let source = Source::new(&config.path);
     let alarm = source.watch.alarm();
-    let mut last_report = None;
-    let mut why = Why::Time;
+    let mut follower = Follower { source, publish, report, last_report: None };
+    let (mut why, mut read) = (Why::Time, Instant::now());
     loop {
-        let scanned = tokio::task::spawn_blocking(move || {
-            let outcome = source.refresh(why);
-            (source, outcome)
+        let looked = tokio::task::spawn_blocking(move || {
+            let told = follower.look(why);
+            (follower, told)
         })
         .await;
-        let outcome;
-        (source, outcome) = match scanned {
-            Ok(scanned) => scanned,
+        let (next, idle);
+        (follower, (next, idle)) = match looked {
+            Ok(looked) => looked,
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
                 // The runtime is going down.
                 Err(_) => return,
             },
         };
-        if last_report.as_ref() != Some(&outcome.report) {
-            report(outcome.report.clone());
-            last_report = Some(outcome.report);
+        // Others' changes beside the files, such as a hidden one that is to take a file's place, are no burst.
+        if !idle {
+            read = Instant::now();
         }
-        if let Some(model) = outcome.model {
-            publish(model);
-        }
-        let looked = Instant::now();
         tokio::select! {
             () = cancel.cancelled() => return,
-            () = tokio::time::sleep(outcome.next) => why = Why::Time,
+            () = tokio::time::sleep(next) => why = Why::Time,
             () = alarm.changed() => {
                 why = Why::Alarm;
-                tokio::select! {
-                    () = cancel.cancelled() => return,
-                    () = tokio::time::sleep(DEBOUNCE.saturating_sub(looked.elapsed()).max(SETTLE)) => {}
+                let wait = DEBOUNCE.saturating_sub(read.elapsed());
+                if !wait.is_zero() {
+                    tokio::select! {
+                        () = cancel.cancelled() => return,
+                        () = tokio::time::sleep(wait) => {}
+                    }
                 }
             }
         }
+    }
+}
+
+/// The source, and who is told.
+struct Follower<P, R> {
+    source: Source,
+    publish: P,
+    report: R,
+    last_report: Option<Report>,
+}
+
+impl<P: Fn(Arc<Model>), R: Fn(Report)> Follower<P, R> {
+    /// Looks once and tells; gives the time until the next look, even if nothing happens, and whether there was
+    /// nothing to be read.
+    fn look(&mut self, why: Why) -> (Duration, bool) {
+        if why == Why::Alarm {
+            // The runtime's clock would make two of this one millisecond.
+            std::thread::sleep(SETTLE);
+        }
+        let Outcome { model, report, next, idle } = self.source.refresh(why);
+        if self.last_report.as_ref() != Some(&report) {
+            (self.report)(report.clone());
+            self.last_report = Some(report);
+        }
+        if let Some(model) = model {
+            (self.publish)(model);
+        }
+        (next, idle)
     }
 }
 
@@ -117,6 +144,8 @@ struct Outcome {
     report: Report,
     /// When to scan again, even if nothing happens.
     next: Duration,
+    /// There was nothing to be read.
+    idle: bool,
 }
 
 /// A status file as last read.
@@ -205,7 +234,7 @@ impl Source {
                 model = Some(assembled);
             }
         }
-        Outcome { model, report: self.report(), next }
+        Outcome { model, report: self.report(), next, idle: files.is_empty() && !changed }
     }
 
     fn listing(&self) -> Option<&Listing> {

@@ -274,12 +274,34 @@ pub struct EndpointSlice {
     pub endpoints: Vec<Endpoint>,
 }
 
+/// Where an EndpointSlice is found: those of a Service stand side by side.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SliceKey {
+    /// The slice's namespace, and the Service whose endpoints these are; none if the slice names none.
+    pub service: Option<ObjectName>,
+    /// Namespace and name.
+    pub name: ObjectName,
+}
+
 impl EndpointSlice {
-    /// The Service whose endpoints these are, in the slice's namespace.
+    /// Its key in a [`Model`].
     #[must_use]
-    pub fn service_name(&self) -> Option<ObjectName> {
-        let name = Arc::clone(self.service.as_ref()?);
-        Some(ObjectName { namespace: Arc::clone(&self.name.namespace), name })
+    pub fn key(&self) -> SliceKey {
+        let service = self.service.as_ref().map(|service| ObjectName {
+            namespace: Arc::clone(&self.name.namespace),
+            name: Arc::clone(service),
+        });
+        SliceKey { service, name: self.name.clone() }
+    }
+}
+
+impl Model {
+    /// The slices that name a Service, in the order of their names.
+    pub fn slices_of<'m>(&'m self, service: &ObjectName) -> impl Iterator<Item = &'m EndpointSlice> {
+        let service = Some(service.clone());
+        let first = SliceKey { service: service.clone(), name: ObjectName::default() };
+        let all = self.slices.range(first..).take_while(move |(key, _)| key.service == service);
+        all.map(|(_, slice)| slice.as_ref())
     }
 }
 
@@ -303,8 +325,8 @@ pub struct Model {
     pub pods: Objects<ObjectName, Pod>,
     /// By namespace and name.
     pub services: Objects<ObjectName, Service>,
-    /// By namespace and name.
-    pub slices: Objects<ObjectName, EndpointSlice>,
+    /// By namespace, Service and name.
+    pub slices: Objects<SliceKey, EndpointSlice>,
     /// By namespace and name.
     pub policies: Objects<ObjectName, NetworkPolicy>,
 }

@@ -58,7 +58,7 @@ pub(super) fn patch(model: &Model, replaced: &[(Content, Content)]) -> Option<Mo
             Object::Node(_) | Object::Pod(..) => return None,
             Object::Namespace(namespace) => drop(model.namespaces.remove(&namespace.name)),
             Object::Service(service) => drop(model.services.remove(&service.name)),
-            Object::EndpointSlice(slice) => drop(model.slices.remove(&slice.name)),
+            Object::EndpointSlice(slice) => drop(model.slices.remove(&slice.key())),
             Object::NetworkPolicy(policy) => drop(model.policies.remove(&policy.name)),
         }
     }
@@ -85,7 +85,7 @@ fn insert(model: &mut Model, object: &Object) {
             model.services.insert(service.name.clone(), Arc::clone(service));
         }
         Object::EndpointSlice(slice) => {
-            model.slices.insert(slice.name.clone(), Arc::clone(slice));
+            model.slices.insert(slice.key(), Arc::clone(slice));
         }
         Object::NetworkPolicy(policy) => {
             model.policies.insert(policy.name.clone(), Arc::clone(policy));

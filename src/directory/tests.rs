@@ -359,6 +359,41 @@ fn a_file_that_is_made_anew_is_never_missed() {
     }
 }
 
+#[test]
+fn one_file_read_anew_is_counted_as_all_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut source = Source::new(dir.path());
+    let nodes = |names: &[&str]| names.iter().map(|name| node(name) + "---\n").collect::<String>();
+    fs::write(dir.path().join("a.yaml"), nodes(&["a"])).unwrap();
+    let service = |port: u16| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: s}}\n\
+             spec: {{clusterIP: 10.96.0.1, ports: [{{port: {port}}}]}}\n"
+        )
+    };
+    fs::write(dir.path().join("s.yaml"), service(80)).unwrap();
+    let report = source.refresh(Why::Time).report;
+    assert_eq!((report.files, report.objects, report.problems), (2, 2, vec![]));
+    // A file that says more, one that says less, one with a word to say, and one that is broken.
+    for (text, objects, problems) in [
+        (service(81) + "---\n" + &node("b"), 3, 0),
+        (service(82), 2, 0),
+        (service(83) + "---\n{apiVersion: v1, kind: Secret, metadata: {name: x}}\n", 2, 1),
+        ("kind: [".to_owned(), 2, 1),
+        (service(84), 2, 0),
+    ] {
+        fs::write(dir.path().join("s.yaml"), &text).unwrap();
+        let report = loop {
+            let outcome = source.refresh(Why::Time);
+            if outcome.next > Duration::from_secs(1) {
+                break outcome.report;
+            }
+            std::thread::sleep(outcome.next);
+        };
+        assert_eq!((report.files, report.objects, report.problems.len()), (2, objects, problems), "{text}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn bursts_collapse() {
     let fixture = Fixture::start(|_| {});

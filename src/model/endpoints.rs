@@ -66,23 +66,24 @@ impl<'m> EndpointIndex<'m> {
     /// The index of a snapshot.
     #[must_use]
     pub fn build(model: &'m Model) -> Self {
-        Self::of(model, model.services.values(), |_| true)
+        let slices = model.slices.values().map(AsRef::as_ref);
+        Self::of(model, model.services.values(), slices)
     }
 
     /// The index of a snapshot for those Services that were touched.
     #[must_use]
     pub fn build_for(model: &'m Model, touched: &Touched) -> Self {
-        let named = |slice: &EndpointSlice| slice.service_name().is_some_and(|name| touched.contains(&name));
-        Self::of(model, touched.services(model), named)
+        let slices = touched.services(model).flat_map(|service| model.slices_of(&service.name));
+        Self::of(model, touched.services(model), slices)
     }
 
     fn of(
         model: &'m Model,
         services: impl Iterator<Item = &'m Arc<Service>>,
-        wanted: impl Fn(&EndpointSlice) -> bool,
+        all_slices: impl Iterator<Item = &'m EndpointSlice>,
     ) -> Self {
         let mut slices: HashMap<_, Vec<&EndpointSlice>> = HashMap::new();
-        for slice in model.slices.values().filter(|slice| wanted(slice)) {
+        for slice in all_slices {
             if let Some(service) = &slice.service {
                 slices.entry((&*slice.name.namespace, &**service)).or_default().push(slice);
             }

@@ -33,7 +33,10 @@ impl<K: Ord, T> Objects<K, T> {
         let copy = self.is_copy_of(new);
         let (mut old, mut new) = (self.iter().peekable(), new.iter().peekable());
         std::iter::from_fn(move || {
-            while !copy {
+            if copy {
+                return None;
+            }
+            loop {
                 let order = match (old.peek(), new.peek()) {
                     (Some((_, before)), Some((_, after))) if Arc::ptr_eq(before, after) => {
                         old.next();
@@ -52,7 +55,6 @@ impl<K: Ord, T> Objects<K, T> {
                     new: new.map(|(_, object)| object),
                 });
             }
-            None
         })
     }
 }

@@ -116,13 +116,13 @@ fn web(states: &[State]) -> Model {
     };
     Model {
         services: [(service.name.clone(), Arc::new(service))].into(),
-        slices: [0, 1].map(slice).map(|slice| (slice.name.clone(), Arc::new(slice))).into(),
+        slices: [0, 1].map(slice).map(|slice| (slice.key(), Arc::new(slice))).into(),
         ..Model::default()
     }
 }
 
-fn desired(model: Model) -> Desired {
-    OnNode("a".to_owned()).plan(&model)
+fn desired(model: &Model) -> Desired {
+    OnNode("a".to_owned()).plan(model)
 }
 
 /// Verdict and destination of a packet to the Service.
@@ -151,7 +151,7 @@ fn endpoints_that_all_terminate_but_serve_stay_in_use() {
         let maps = Maps(Arc::clone(&rig.datapath));
         let mut writer = Writer::new(&maps);
         let endpoint = |n: usize, family: usize| -> IpAddr { ENDPOINTS[n][family].parse().unwrap() };
-        writer.bring(&desired(web(&[Ready, Ready])));
+        writer.bring(&desired(&web(&[Ready, Ready])));
         // By family and protocol: a flow to each of the two.
         let kinds = [(0, TCP), (0, UDP), (1, TCP), (1, UDP)];
         let mut flows = Vec::new();
@@ -171,7 +171,7 @@ fn endpoints_that_all_terminate_but_serve_stay_in_use() {
             }
         };
         all_stay();
-        let plan = writer.bring(&desired(web(&[Last, Last])));
+        let plan = writer.bring(&desired(&web(&[Last, Last])));
         assert_eq!(plan.ops, [], "they are as good as before");
         all_stay();
         let states: Vec<u8> = maps.backends().unwrap().iter().map(|(_, row)| row.state).collect();
@@ -182,7 +182,7 @@ fn endpoints_that_all_terminate_but_serve_stay_in_use() {
             assert_eq!(new.len(), 2, "new flows too");
         }
         // One that is ready ends it: open connections stay to their end, datagrams move and stay there.
-        writer.bring(&desired(web(&[Last, Last, Ready])));
+        writer.bring(&desired(&web(&[Last, Last, Ready])));
         for (family, proto, port, n) in &flows {
             let expected = if *proto == TCP { *n } else { 2 };
             for _ in 0..20 {
@@ -191,14 +191,14 @@ fn endpoints_that_all_terminate_but_serve_stay_in_use() {
             }
         }
         // That one terminates too: three of a kind; nobody moves.
-        writer.bring(&desired(web(&[Last, Last, Last])));
+        writer.bring(&desired(&web(&[Last, Last, Last])));
         for (family, proto, port, n) in &flows {
             let expected = if *proto == TCP { *n } else { 2 };
             let (_, to) = sent(&rig, *family, *proto, *port, Segment::Ack);
             assert_eq!(to, endpoint(expected, *family));
         }
         // And nobody is left.
-        writer.bring(&desired(web(&[Gone, Gone, Gone])));
+        writer.bring(&desired(&web(&[Gone, Gone, Gone])));
         for (family, proto) in kinds {
             let frame = through(family, proto, 3000, Segment::Syn);
             assert!(refused(&rig.pod_sends(&frame), &frame));

@@ -92,7 +92,7 @@ fn pods_alone_give_the_endpoints_that_the_real_controller_gave() {
     for object in recorded!("endpointslices.json") {
         let object = endpoint_slice(object).unwrap();
         assert!(object.service.is_some());
-        model.slices.insert(object.name.clone(), Arc::new(object));
+        model.slices.insert(object.key(), Arc::new(object));
     }
     let (with, without) = (EndpointIndex::build(&model), EndpointIndex::build(&pods_only));
     let view = View { node: "node-a", scope: Scope::Internal };

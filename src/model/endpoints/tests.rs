@@ -58,7 +58,7 @@ fn model(service: Service, pods: Vec<Pod>, slices: Vec<EndpointSlice>) -> Model 
     Model {
         services: [(service.name.clone(), Arc::new(service))].into(),
         pods: pods.into_iter().map(|pod| (pod.name.clone(), Arc::new(pod))).collect(),
-        slices: slices.into_iter().map(|slice| (slice.name.clone(), Arc::new(slice))).collect(),
+        slices: slices.into_iter().map(|slice| (slice.key(), Arc::new(slice))).collect(),
         ..Model::default()
     }
 }
@@ -297,7 +297,7 @@ fn of(pods: Vec<Pod>, services: Vec<Service>, slices: Vec<EndpointSlice>) -> Mod
     Model {
         services: services.into_iter().map(|o| (o.name.clone(), Arc::new(o))).collect(),
         pods: pods.into_iter().map(|o| (o.name.clone(), Arc::new(o))).collect(),
-        slices: slices.into_iter().map(|o| (o.name.clone(), Arc::new(o))).collect(),
+        slices: slices.into_iter().map(|o| (o.key(), Arc::new(o))).collect(),
         ..Model::default()
     }
 }
@@ -396,7 +396,7 @@ proptest! {
         let mut new = old.clone();
         for name in gone {
             new.pods.remove(&name);
-            new.slices.remove(&name);
+            new.slices.retain(|key, _| key.name != name);
         }
         let more = of(second.0, second.1.into_iter().collect(), second.2);
         new.pods.extend(more.pods.iter().map(|(name, object)| (name.clone(), Arc::clone(object))));

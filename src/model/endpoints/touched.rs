@@ -19,7 +19,7 @@ impl Touched {
         let mut touched = BTreeSet::new();
         for change in old.slices.changes(&new.slices) {
             for slice in [change.old, change.new].into_iter().flatten() {
-                touched.extend(slice.service_name());
+                touched.extend(slice.key().service);
             }
         }
         let labels: HashSet<(&str, &str, &str)> = old
