@@ -144,6 +144,13 @@ impl Reclaimer {
 
 #[cfg(all(test, not(netd_bpf_stub)))]
 impl Datapath {
+    /// As before the first pass.
+    pub(super) fn forget_passes(&self) {
+        let mut reclaimer = locked(&self.reclaimer);
+        (reclaimer.audit, reclaimer.stray) = (Audit::default(), BTreeSet::new());
+        *locked(&self.counted) = Counted::default();
+    }
+
     /// As on a kernel without the iterator.
     pub(super) fn forgo_iterator(&mut self) {
         self.means = Means::Batch(Error::Missing { kind: "program", name: "reclaim".to_owned() });
@@ -399,7 +406,7 @@ mod tests {
     #[test]
     fn a_pass_that_is_stopped_removes_nothing_more() {
         isolated(|| {
-            let mut rig = Rig::new();
+            let mut rig = Rig::fresh();
             for port in 1000..1010 {
                 let (client, server) = (format!("10.0.0.1:{port}"), "10.1.0.7:80");
                 rig.pod_sends(&tcp(&client, server, Segment::Syn));
@@ -422,7 +429,7 @@ mod tests {
     #[test]
     fn what_the_verifier_said_is_not_in_the_reason_but_kept_beside_it() {
         isolated(|| {
-            let mut rig = Rig::new();
+            let mut rig = Rig::fresh();
             assert!(rig.datapath.no_iterator().is_none());
             let table = |name| MapData::from_pin(rig.datapath.pins.map(name)).unwrap();
             let (established, nursery) = (table("ESTABLISHED"), table("NURSERY"));

@@ -1,5 +1,5 @@
-//! The real programs under `BPF_PROG_TEST_RUN`: each test has its own bpffs, its own maps and a network
-//! namespace of its own, and reads back verdict, packet, flow rows and counters.
+//! The real programs under `BPF_PROG_TEST_RUN`: each test has a bpffs with maps that nobody else has meanwhile and a
+//! network namespace of its own, and reads back verdict, packet, flow rows and counters.
 
 #[cfg(not(netd_bpf_stub))]
 mod affinity;
@@ -27,6 +27,8 @@ mod mtu;
 mod pieces;
 #[cfg(not(netd_bpf_stub))]
 mod pins;
+#[cfg(not(netd_bpf_stub))]
+mod pool;
 #[cfg(not(netd_bpf_stub))]
 mod ports;
 #[cfg(not(netd_bpf_stub))]

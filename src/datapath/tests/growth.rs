@@ -36,7 +36,7 @@ fn larger(config: &Config) -> Config {
 #[test]
 fn tables_grow_with_what_is_in_them() {
     isolated(|| {
-        let rig = Rig::new();
+        let rig = Rig::fresh();
         rig.service("10.96.0.1", 80, TCP, &[("10.1.0.1", 8080)]);
         for port in 2000..2300 {
             connect(&rig.datapath, &format!("10.0.0.1:{port}"));
@@ -106,7 +106,7 @@ fn old_and_new_programs_share_flows_while_tables_grow() {
 }
 
 fn share_flows_while_tables_grow(client: &str, vip: &str, backend: &str) {
-    let rig = Rig::new();
+    let rig = Rig::fresh();
     rig.service(ip(vip), 80, TCP, &[(ip(backend), 8080)]);
     let config = larger(&rig.folder.config());
     let (pod, _) = client.rsplit_once(':').unwrap();
@@ -159,7 +159,7 @@ fn a_growth_cut_off_after_any_step_is_taken_up_again_or_back() {
             // Back where it is of use: before the step that puts the new maps in force, and after it.
             let ways = [true, false].into_iter().filter(|grow| *grow || steps > 3);
             for (grow, [client, vip, backend]) in ways.flat_map(|grow| FAMILIES.map(|of| (grow, of))) {
-                let rig = Rig::new();
+                let rig = Rig::fresh();
                 rig.service(ip(vip), 80, TCP, &[(ip(backend), 8080)]);
                 connect(&rig.datapath, client);
                 let small = rig.folder.config();
@@ -194,7 +194,7 @@ fn every_interface_gets_the_new_programs_and_the_old_ones_go() {
             run(&[&words[..], &["bpf", "bytecode", "1,6 0 0 0", "flowid", "1:1"]].concat());
         }
         let uplink = nix::net::if_::if_nametoindex("up0.7").unwrap();
-        let rig = Rig::new();
+        let rig = Rig::fresh();
         let config = larger(&rig.folder.config());
         rig.datapath.attach_pod("pod0").unwrap();
         if rig.datapath.attach_uplink(uplink, "up0.7").unwrap() != crate::datapath::attach::UplinkHook::Tcx {
@@ -267,7 +267,7 @@ fn attached() -> Vec<(String, u64)> {
 #[test]
 fn a_table_never_gets_smaller_than_what_is_in_it() {
     isolated(|| {
-        let rig = Rig::new();
+        let rig = Rig::fresh();
         rig.service("10.96.0.1", 80, TCP, &[("10.1.0.1", 8080)]);
         for port in 2000..2010 {
             connect(&rig.datapath, &format!("10.0.0.1:{port}"));

@@ -468,7 +468,7 @@ fn a_move_that_fails_leaves_all_as_it_was() {
 #[test]
 fn what_is_of_a_newer_schema_or_of_none_is_refused_by_name() {
     isolated(|| {
-        let rig = Rig::new();
+        let rig = Rig::fresh();
         let config = rig.folder.config();
         drop(rig.datapath);
         let newer = config.bpffs.join(format!("v{}", netd_bpf::SCHEMA + 1));

@@ -312,14 +312,14 @@ fn the_share_of_a_pod_removed_without_an_agent_goes_too() {
 #[test]
 fn shares_outlive_their_agent() {
     isolated(|| {
-        let rig = Rig::new();
+        let mut rig = Rig::fresh();
         for port in 1000..1010 {
             connect(&rig, port, "10.1.0.7:80");
         }
         let config = rig.folder.config();
         drop(rig.datapath);
         let (datapath, _) = Datapath::open(&config).unwrap();
-        let rig = Rig { datapath: datapath.into(), ..rig };
+        rig.datapath = datapath.into();
         rig.datapath.upsert_pod(&pod(IFINDEX, 1, "10.0.0.1", "fd00::1")).unwrap();
         assert_eq!((share(&rig, 1), rig.datapath.flow_fill().unwrap().established), (Some(10), 10));
         for _ in 0..3 {
@@ -476,7 +476,7 @@ fn a_kernel_without_its_types_is_read_in_batches() {
         unshare(CloneFlags::CLONE_NEWNS).unwrap();
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
         mount(Some("/dev/null"), TYPES, none, MsFlags::MS_BIND, none).unwrap();
-        let rig = Rig::new();
+        let rig = Rig::fresh();
         let Way::Batch { because } = rig.datapath.reclaim_way() else { panic!("where did it find them?") };
         assert!(because.contains("reclaim"), "{because}");
         connect(&rig, 1000, "10.1.0.7:80");

@@ -1,6 +1,7 @@
-//! A datapath of its own for each test: temporary bpffs, new network namespace, two pods.
+//! A datapath for each test that is as new: bpffs of its own, new network namespace, two pods.
 
 use super::frames::addr;
+use super::pool::{Lease, Loaded};
 use crate::datapath::config::{Config, Timeouts};
 use crate::datapath::test_run::{Ran, Stage};
 use crate::datapath::{Datapath, OpenReport, locked};
@@ -58,8 +59,10 @@ impl Drop for Folder {
 
 pub(crate) struct Rig {
     pub(crate) datapath: Arc<Datapath>,
-    pub(crate) report: OpenReport,
-    pub(crate) folder: Folder,
+    pub(crate) report: Arc<OpenReport>,
+    pub(crate) folder: Arc<Folder>,
+    /// Of one that other tests had and will have; the last field, so that it is dropped last.
+    _lease: Option<Lease>,
 }
 
 /// Runs a test in a network namespace of its own.
@@ -99,8 +102,15 @@ pub(super) fn uplink() -> u32 {
 }
 
 impl Rig {
-    /// Pod 1 at the interface of the test run, pod 2 beside it, both dual stack.
+    /// Pod 1 at the interface of the test run, pod 2 beside it, both dual stack. For tests that leave nothing but
+    /// rows: what is loaded is another test's afterwards.
     pub(crate) fn new() -> Self {
+        let (Loaded { datapath, report, folder, .. }, lease) = Lease::take();
+        Self { datapath, report, folder, _lease: Some(lease) }.with_pods()
+    }
+
+    /// The same, loaded for this test alone.
+    pub(crate) fn fresh() -> Self {
         Self::with(|_| {})
     }
 
@@ -110,10 +120,14 @@ impl Rig {
         let mut config = folder.config();
         change(&mut config);
         let (datapath, report) = Datapath::open(&config).expect("the programs load");
-        let rig = Self { datapath: Arc::new(datapath), report, folder };
-        rig.datapath.upsert_pod(&pod(IFINDEX, 1, "10.0.0.1", "fd00::1")).expect("room");
-        rig.datapath.upsert_pod(&pod(OTHER_IFINDEX, 2, "10.0.0.2", "fd00::2")).expect("room");
-        rig
+        let (datapath, report, folder) = (Arc::new(datapath), Arc::new(report), Arc::new(folder));
+        Self { datapath, report, folder, _lease: None }.with_pods()
+    }
+
+    fn with_pods(self) -> Self {
+        self.datapath.upsert_pod(&pod(IFINDEX, 1, "10.0.0.1", "fd00::1")).expect("room");
+        self.datapath.upsert_pod(&pod(OTHER_IFINDEX, 2, "10.0.0.2", "fd00::2")).expect("room");
+        self
     }
 
     pub(crate) fn pod_sends(&self, frame: &[u8]) -> Ran {
