@@ -7,7 +7,7 @@ use crate::{lab, out, previous};
 
 /// Runs it with these arguments.
 pub(crate) fn run(args: &[String]) -> Result<()> {
-    let mut demo = lab::build("netd-demo")?;
+    let mut demo = lab::build("netd-demo", None)?;
     out::heading("previous netd");
     previous::build(Profile::Lab)?.tell(&mut demo);
     out::heading("demo");

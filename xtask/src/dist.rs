@@ -18,6 +18,11 @@ const LARGEST: u64 = 15 * 1024 * 1024;
 
 /// Builds, proves and prints where it is.
 pub(crate) fn run() -> Result<()> {
+    make().map(drop)
+}
+
+/// The same; gives where it is.
+pub(crate) fn make() -> Result<PathBuf> {
     out::heading("setup");
     setup::run(setup::Purpose::Build)?;
     out::heading("build");
@@ -43,7 +48,7 @@ pub(crate) fn run() -> Result<()> {
     if size > LARGEST {
         bail!("the binary is larger than {} MiB", LARGEST / 1_048_576);
     }
-    Ok(())
+    Ok(binary)
 }
 
 /// A static `netd` as fast to build as any: for tests.

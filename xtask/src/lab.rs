@@ -15,20 +15,23 @@ use crate::{cargo, out, setup};
 /// Every lab's reaper: the demo's program.
 const REAPER: &str = "netd-demo";
 
-/// Sets up and builds; the program's command, told which netd is meant.
-pub(crate) fn build(program: &str) -> Result<Command> {
+/// Sets up and builds; the program's command, told which netd is meant: this one, or else one built beside it.
+pub(crate) fn build(program: &str, netd: Option<&Path>) -> Result<Command> {
     out::heading("setup");
     setup::run(setup::Purpose::Lab)?;
     out::heading("build");
     let mut build = cargo::cargo(["build", "--locked", "--profile", Profile::Lab.name()]);
-    build.args(["--package", "netd", "--package", "netd-integration", "--bin", "netd", "--bin", REAPER]);
+    build.args(["--package", "netd-integration", "--bin", REAPER]);
     if program != REAPER {
         build.args(["--bin", program]);
+    }
+    if netd.is_none() {
+        build.args(["--package", "netd", "--bin", "netd"]);
     }
     cargo::run(&mut build).context("step build")?;
     let built = cargo::target_dir().join(Profile::Lab.folder());
     let mut command = cargo::program(built.join(program));
-    command.env("NETD_BIN", built.join("netd"));
+    command.env("NETD_BIN", netd.map_or_else(|| built.join("netd"), Path::to_owned));
     Ok(command)
 }
 
