@@ -7,13 +7,11 @@
 
 use super::answers::present;
 use super::{Datapath, Error, FlowRow, batch, locked};
-use aya::maps::{HashMap, MapData};
 use netd_bpf::Addr;
 use netd_bpf::flow::{Flow, FlowKey, HAIRPIN_V4, HAIRPIN_V6, Limits, flow_flag, leg, lifetime, role};
 use nix::time::{ClockId, clock_gettime};
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
-use std::sync::Mutex;
 
 const TCP: u8 = 6;
 
@@ -295,13 +293,15 @@ impl Datapath {
     /// The other half of a translated flow, if it is there.
     fn find_other(&self, row: &FlowRow) -> Result<Option<FlowRow>, Error> {
         let Some(key) = other_half(row) else { return Ok(None) };
-        let found = match get(&self.established, "ESTABLISHED", &key)? {
-            Some(flow) => Some(FlowRow { key, flow, established: true }),
-            None => {
-                get(&self.nursery, "NURSERY", &key)?.map(|flow| FlowRow { key, flow, established: false })
+        // As the programs look, for a row that moves meanwhile.
+        for established in [true, false, true] {
+            let (map, name) =
+                if established { (&self.established, "ESTABLISHED") } else { (&self.nursery, "NURSERY") };
+            if let Some(flow) = present(locked(map).get(&key, 0), name)? {
+                return Ok(Some(FlowRow { key, flow, established }).filter(|half| belong(row, half)));
             }
-        };
-        Ok(found.filter(|half| belong(row, half)))
+        }
+        Ok(None)
     }
 
     /// What the programs take for the limits of flows.
@@ -309,12 +309,4 @@ impl Datapath {
     pub fn flow_limits(&self) -> Limits {
         self.config.limits()
     }
-}
-
-fn get(
-    map: &Mutex<HashMap<MapData, FlowKey, Flow>>,
-    name: &'static str,
-    key: &FlowKey,
-) -> Result<Option<Flow>, Error> {
-    present(locked(map).get(key, 0), name)
 }

@@ -34,6 +34,8 @@ mod ports;
 #[cfg(not(netd_bpf_stub))]
 mod programs;
 #[cfg(not(netd_bpf_stub))]
+mod promotion;
+#[cfg(not(netd_bpf_stub))]
 mod protocols;
 #[cfg(not(netd_bpf_stub))]
 mod reclaim;

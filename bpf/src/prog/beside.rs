@@ -83,18 +83,25 @@ fn bring(key: &FlowKey, owner: u32) {
         row.last_seen = now;
         return;
     }
-    let row = match maps::OLD_ESTABLISHED.get_ptr_mut(key) {
-        Some(row) => row,
-        None => match maps::OLD_NURSERY.get_ptr_mut(key) {
-            Some(row) => row,
-            None => return,
-        },
-    };
+    let Some(row) = old_row(key) else { return };
     // SAFETY: as above.
     let row = unsafe { &mut *row };
     *theirs = *row;
     table::change_state(row, fit(key, theirs, now) & SEEN, 0);
     row.last_seen = now;
+}
+
+/// Their row, as [`find`] looks for ours: their programs move rows too.
+#[inline(always)]
+fn old_row(key: &FlowKey) -> Option<*mut Flow> {
+    if let Some(row) = maps::OLD_ESTABLISHED.get_ptr_mut(key) {
+        return Some(row);
+    }
+    if let Some(row) = maps::OLD_NURSERY.get_ptr_mut(key) {
+        return Some(row);
+    }
+    table::in_this_order();
+    maps::OLD_ESTABLISHED.get_ptr_mut(key)
 }
 
 /// Makes our tables agree with a row of theirs; gives the flags that are to be theirs too.

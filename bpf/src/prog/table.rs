@@ -1,6 +1,7 @@
 //! The two tables of flows as one: looking up, recording, moving rows between them, counting.
 //!
-//! A key is in one of them, but for the moment in which a row moves: it is written to its new table first.
+//! A key is in one of them, but for the moment in which a row moves: it is written to its new table first. So it
+//! is always found by who looks among the established, in the nursery, and among the established again.
 //! Rows are updated without locks, and a row that a packet has found may meanwhile be removed and its memory be
 //! another flow's: the kernel gives it away at once. So only the state of a flow is ever written into a row that
 //! stands, bit by bit ([`change_state`]); what the flow is, is written with the row and never again.
@@ -8,6 +9,7 @@
 use super::{beside, maps};
 use crate::flow::{Flow, FlowKey, Limits, flow_count, flow_flag};
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use core::hint::black_box;
 use core::intrinsics::{AtomicOrdering, atomic_and, atomic_or, atomic_xadd};
 
 const BPF_NOEXIST: u64 = 1;
@@ -26,7 +28,7 @@ pub(super) fn now() -> u32 {
 /// The configuration's limits. The compiler must not take the values it sees for those it will find.
 #[inline(always)]
 pub(super) fn limits() -> &'static Limits {
-    core::hint::black_box(&maps::LIMITS)
+    black_box(&maps::LIMITS)
 }
 
 /// This CPU's scratch memory; it is always there.
@@ -44,8 +46,24 @@ pub(super) fn find(key: &FlowKey) -> Option<(&'static mut Flow, bool)> {
         // SAFETY: a row stays readable memory for the whole run, even if it is deleted meanwhile.
         return Some((unsafe { &mut *flow }, true));
     }
+    if let Some(flow) = maps::NURSERY.get_ptr_mut(key) {
+        // SAFETY: as above.
+        return Some((unsafe { &mut *flow }, false));
+    }
+    // Another CPU may have moved it up between the two looks. That is rare, but to look again costs new flows
+    // less than a count of such moves, which all CPUs would share, would cost all packets; and programs of
+    // another agent on the same tables need not know of it.
+    in_this_order();
     // SAFETY: as above.
-    maps::NURSERY.get_ptr_mut(key).map(|flow| (unsafe { &mut *flow }, false))
+    maps::ESTABLISHED.get_ptr_mut(key).map(|flow| (unsafe { &mut *flow }, true))
+}
+
+/// A full barrier: what comes after it is not read before what comes before it.
+#[inline(always)]
+pub(super) fn in_this_order() {
+    let mut word = 0;
+    // SAFETY: an aligned word of this function's own. An addition whose result is used orders all.
+    black_box(unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::AcqRel }>(black_box(&raw mut word), 0) });
 }
 
 /// Sets and clears bits of a row's state ([`flow_flag::STATE`]).

@@ -10,6 +10,7 @@ use netd_bpf::flow::{Flow, FlowKey, role};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const CLIENTS: [(&str, &str, &str, &str); 2] = [
     ("10.0.0.1:1000", "10.96.0.1:80", "10.96.0.2:80", "10.1.0.1:8080"),
@@ -163,6 +164,51 @@ fn what_is_left_of_a_flow_is_told_by_the_row_that_is_left() {
                 assert!(after.iter().all(|one| !one.whole), "{after:?}");
                 assert_eq!(ends(&after), ends(&before), "without the rows of role {lost}");
             }
+        }
+    });
+}
+
+#[test]
+fn a_flow_is_told_whole_while_it_moves_to_the_established() {
+    const ROUNDS: u16 = 1000;
+    isolated(|| {
+        for (client, vip, _, backend) in CLIENTS {
+            let rig = Rig::with(|config| (config.flows, config.flows_per_pod) = (16_384, 16_384));
+            rig.service(ip(vip), 80, TCP, &[(ip(backend), 8080)]);
+            let (pod, _) = client.rsplit_once(':').expect("a port");
+            let over = AtomicBool::new(false);
+            let told = std::thread::scope(|scope| {
+                let reader = scope.spawn(|| {
+                    let mut told = Vec::new();
+                    while !over.load(Ordering::Relaxed) {
+                        let walked = rig.datapath.visit_conversations(
+                            |one| !one.established,
+                            |one| {
+                                told.push((one.client, one.whole));
+                                ControlFlow::Continue(())
+                            },
+                        );
+                        walked.expect("readable");
+                    }
+                    told
+                });
+                for round in 0..ROUNDS {
+                    // Few at a time, so that the reader is often at the one that moves.
+                    let clients = (0..4).map(|n| format!("{pod}:{}", 2000 + 4 * round + n));
+                    let clients: Vec<String> = clients.collect();
+                    for client in &clients {
+                        rig.pod_sends(&tcp(client, vip, Segment::Syn));
+                        rig.pod_receives(&tcp(backend, client, Segment::SynAck));
+                    }
+                    for client in &clients {
+                        rig.pod_sends(&tcp(client, vip, Segment::Ack));
+                    }
+                }
+                over.store(true, Ordering::Relaxed);
+                reader.join().expect("readable")
+            });
+            let halves: Vec<_> = told.iter().filter(|(_, whole)| !whole).collect();
+            assert!(halves.is_empty(), "{} of {} told without their other half", halves.len(), told.len());
         }
     });
 }
