@@ -31,6 +31,44 @@ pub struct FlowKey {
     pub pad: [u8; 2],
 }
 
+impl FlowKey {
+    /// Makes it the key of what goes from `a` to `b` on the wire, each an address and a port in network order;
+    /// true if `a` is the higher end.
+    #[inline(always)]
+    pub fn set(&mut self, a: (&Addr, u16), b: (&Addr, u16), proto: u8) -> bool {
+        let a_high = higher(a, b);
+        let (low, high) = if a_high { (b, a) } else { (a, b) };
+        self.low = *low.0;
+        self.high = *high.0;
+        self.low_port = low.1;
+        self.high_port = high.1;
+        self.proto = proto;
+        self.leg = leg::WIRE;
+        self.pad = [0; 2];
+        a_high
+    }
+}
+
+/// `a` > `b`, by the words as they are in memory: any fixed order does.
+#[inline(always)]
+fn higher(a: (&Addr, u16), b: (&Addr, u16)) -> bool {
+    let ([a0, a1, a2, a3], [b0, b1, b2, b3]) = (a.0.0, b.0.0);
+    // From the last word, in which most pairs differ.
+    if a3 != b3 {
+        return a3 > b3;
+    }
+    if a2 != b2 {
+        return a2 > b2;
+    }
+    if a1 != b1 {
+        return a1 > b1;
+    }
+    if a0 != b0 {
+        return a0 > b0;
+    }
+    a.1 > b.1
+}
+
 /// Values of [`FlowKey::leg`].
 pub mod leg {
     /// The packet as it is on the wire.
@@ -139,8 +177,34 @@ impl Flow {
     #[inline(always)]
     #[must_use]
     pub const fn done(&self) -> bool {
-        self.flags & flow_flag::RESET != 0 || self.flags & flow_flag::FIN_BOTH == flow_flag::FIN_BOTH
+        is_done(self.flags)
     }
+
+    /// Makes `key` that of a translated flow's other half. On the leg of this half it goes from `client` to
+    /// `far`, an address and a port in network order. True if the client is the higher end over there.
+    #[inline(always)]
+    pub fn other_half(&self, client: &Addr, far: (&Addr, u16), proto: u8, key: &mut FlowKey) -> bool {
+        let forth = self.role == role::FORWARD;
+        let over_there = if self.flags & flow_flag::HAIRPIN == 0 {
+            client
+        } else if forth {
+            hairpin_source(!client.is_v4())
+        } else {
+            far.0
+        };
+        let xlat = (&self.xlat_addr, self.xlat_port);
+        let high = key.set((over_there, self.client_port), xlat, proto);
+        if !forth && xlat.1 == far.1 && *xlat.0 == *far.0 {
+            key.leg = leg::ASIDE;
+        }
+        high
+    }
+}
+
+/// True for the flags of a flow that has ended.
+#[inline(always)]
+pub(crate) const fn is_done(flags: u16) -> bool {
+    flags & flow_flag::RESET != 0 || flags & flow_flag::FIN_BOTH == flow_flag::FIN_BOTH
 }
 
 /// Value of `SHARES` (HASH by [`crate::pod::Pod::endpoint`]): what a pod has of `ESTABLISHED`. All numbers
@@ -257,7 +321,7 @@ pub const fn lifetime(flow: &Flow, proto: u8, limits: &Limits) -> u32 {
     if proto != TCP {
         return if flags & flow_flag::REPLIED != 0 { limits.two_way } else { limits.one_way };
     }
-    if flags & flow_flag::RESET != 0 || flags & flow_flag::FIN_BOTH == flow_flag::FIN_BOTH {
+    if flow.done() {
         limits.tcp_closed
     } else if flags & flow_flag::FIN_BOTH != 0 {
         limits.tcp_half_closed
@@ -307,6 +371,13 @@ pub const HAIRPIN_V4: Addr = Addr::from_v4_word(0xa9fe_0101_u32.to_be());
 /// The same for IPv6: `fd6e:6574:6400::1`, a unique local address (RFC 4193) of "netd" that nobody has.
 pub const HAIRPIN_V6: Addr = Addr([0xfd6e_6574_u32.to_be(), 0x6400_0000_u32.to_be(), 0, 1_u32.to_be()]);
 
+/// As what a pod that talks to itself appears.
+#[inline(always)]
+#[must_use]
+pub const fn hairpin_source(v6: bool) -> &'static Addr {
+    if v6 { &HAIRPIN_V6 } else { &HAIRPIN_V4 }
+}
+
 /// Changes of direction after which a flow that is not TCP is a conversation: question, answer, question,
 /// answer, question. A resolver's one question is none.
 pub const TURNS: u8 = 4;
@@ -347,6 +418,64 @@ abi!(FlowKey = 40, Flow = 64, Share = 40, Sweep = 40, Order = 24, Limits = 28);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn both_directions_have_one_key() {
+        let v4 = |host: u32| Addr::from_v4_word((0x0a00_0000 + host).to_be());
+        let v6 = |host: u32| Addr([0xfd00_u32.to_be(), host, 0, host.to_be()]);
+        for (a, b) in [(v4(1), v4(2)), (v6(1), v6(2)), (v4(1), v4(1)), (v6(7), v6(7))] {
+            for (port, other) in [(80, 81), (81, 80)] {
+                let (mut forth, mut back) = (FlowKey::default(), FlowKey { leg: 9, ..FlowKey::default() });
+                let high = forth.set((&a, port), (&b, other), 6);
+                assert_eq!(back.set((&b, other), (&a, port), 6), !high);
+                assert_eq!(forth, back);
+                let (first, second) = if high { (b, a) } else { (a, b) };
+                assert_eq!((forth.low, forth.high, forth.leg), (first, second, leg::WIRE));
+            }
+        }
+    }
+
+    #[test]
+    fn each_half_names_the_other() {
+        let v4 = |n: u32| Addr::from_v4_word(n.to_be());
+        let v6 = |n: u32| Addr([0xfd00_u32.to_be(), 0, 0, n.to_be()]);
+        for [client, vip, backend] in [[v4(1), v4(2), v4(3)], [v6(1), v6(2), v6(3)]] {
+            // Through a Service, to the backend itself beside one, and to oneself.
+            for (frontend, to, flags) in
+                [(vip, backend, 0), (backend, backend, 0), (vip, client, flow_flag::HAIRPIN)]
+            {
+                let seen = if flags == 0 { client } else { *hairpin_source(!client.is_v4()) };
+                let near = Flow {
+                    role: role::FORWARD,
+                    flags,
+                    xlat_addr: to,
+                    xlat_port: 8080,
+                    client_port: 1001,
+                    ..Flow::default()
+                };
+                let far = Flow {
+                    role: role::REPLY,
+                    flags,
+                    xlat_addr: frontend,
+                    xlat_port: 80,
+                    client_port: 1000,
+                    ..Flow::default()
+                };
+                let frontend_port = if frontend == to { 8080 } else { 80 };
+                let far = Flow { xlat_port: frontend_port, ..far };
+                let [mut here, mut there, mut key] = [FlowKey::default(); 3];
+                here.set((&client, 1000), (&frontend, frontend_port), 6);
+                let high = there.set((&seen, 1001), (&to, 8080), 6);
+                if frontend == to {
+                    here.leg = leg::ASIDE;
+                }
+                assert_eq!(near.other_half(&client, (&frontend, frontend_port), 6, &mut key), high);
+                assert_eq!(key, there);
+                far.other_half(&seen, (&to, 8080), 6, &mut key);
+                assert_eq!(key, here);
+            }
+        }
+    }
 
     #[test]
     fn a_row_lives_as_its_state_says() {

@@ -126,7 +126,7 @@ impl Flow {
             return false;
         }
         if proto == TCP {
-            return flags & flow_flag::RESET == 0 && flags & flow_flag::FIN_BOTH != flow_flag::FIN_BOTH;
+            return !flow::is_done(flags);
         }
         self.last_seen.wrapping_sub(self.created) >= CONVERSATION_SECONDS
     }

@@ -8,7 +8,7 @@
 use super::answers::present;
 use super::{Datapath, Error, FlowRow, batch, locked};
 use netd_bpf::Addr;
-use netd_bpf::flow::{Flow, FlowKey, HAIRPIN_V4, HAIRPIN_V6, Limits, flow_flag, leg, lifetime, role};
+use netd_bpf::flow::{Flow, FlowKey, Limits, flow_flag, leg, lifetime, role};
 use nix::time::{ClockId, clock_gettime};
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
@@ -123,35 +123,17 @@ impl Ends {
     }
 }
 
-/// The key between two ends, as the programs order them: from the last word, then by port.
-fn key(a: (Addr, u16), b: (Addr, u16), proto: u8, leg: u8) -> FlowKey {
-    let order = |(addr, port): (Addr, u16)| {
-        let [w0, w1, w2, w3] = addr.0;
-        (w3, w2, w1, w0, port)
-    };
-    let (low, high) = if order(a) > order(b) { (b, a) } else { (a, b) };
-    FlowKey { low: low.0, high: high.0, low_port: low.1, high_port: high.1, proto, leg, pad: [0; 2] }
-}
-
 /// The key of a translated flow's other row; none without translation.
 #[must_use]
 pub fn other_half(row: &FlowRow) -> Option<FlowKey> {
-    let FlowRow { key: own, flow, .. } = row;
-    let ends = Ends::of(own, flow);
-    let hairpin = flow.flags & flow_flag::HAIRPIN != 0;
-    let xlat = (flow.xlat_addr, flow.xlat_port);
-    let (client, leg) = match flow.role {
-        role::FORWARD if hairpin => {
-            (if ends.initiator.0.is_v4() { HAIRPIN_V4 } else { HAIRPIN_V6 }, leg::WIRE)
-        }
-        role::FORWARD => (ends.initiator.0, leg::WIRE),
-        role::REPLY => {
-            let client = if hairpin { ends.other.0 } else { ends.initiator.0 };
-            (client, if xlat == ends.other { leg::ASIDE } else { leg::WIRE })
-        }
-        _ => return None,
-    };
-    Some(key((client, flow.client_port), xlat, own.proto, leg))
+    let FlowRow { key, flow, .. } = row;
+    if flow.role == role::DIRECT {
+        return None;
+    }
+    let Ends { initiator: (client, _), other: (far, port) } = Ends::of(key, flow);
+    let mut other = FlowKey::default();
+    flow.other_half(&client, (&far, port), key.proto, &mut other);
+    Some(other)
 }
 
 /// True if `half`, found where `row` says that its other half stands, is that.
@@ -170,7 +152,7 @@ pub const fn state(flow: &Flow, proto: u8) -> State {
     if proto != TCP {
         return if flags & flow_flag::REPLIED != 0 { State::TwoWay } else { State::OneWay };
     }
-    if flags & flow_flag::RESET != 0 || flags & flow_flag::FIN_BOTH == flow_flag::FIN_BOTH {
+    if flow.done() {
         State::Closed
     } else if flags & flow_flag::FIN_BOTH != 0 {
         State::HalfClosed

@@ -8,14 +8,13 @@
 
 use super::maps::Work;
 use super::packet::{Packet, TCP, UDP};
-use super::pair::hairpin_source;
 use super::report::Run;
 use super::rewrite::{self, End, Translation, store};
 use super::sum::Difference;
 use super::table::{self, find, limits, now};
 use super::{beside, from_code};
 use crate::event::{reason, stage};
-use crate::flow::{Flow, expired, flow_flag, leg, role};
+use crate::flow::{Flow, expired, flow_flag, hairpin_source, leg, role};
 use aya_ebpf::programs::TcContext;
 
 /// Translates a packet that is an ICMP error about one of a translated flow, and says whether it belongs to

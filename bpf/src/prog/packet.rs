@@ -3,7 +3,7 @@
 
 use super::headers;
 use crate::Addr;
-use crate::flow::{FlowKey, leg};
+use crate::flow::FlowKey;
 use aya_ebpf::programs::TcContext;
 
 pub(super) const ETH_LEN: u32 = 14;
@@ -291,12 +291,7 @@ impl Packet {
     /// Writes the flow's key; true if the packet comes from its higher end.
     #[inline(always)]
     pub(super) fn fill_key(&self, key: &mut FlowKey) -> bool {
-        fill_key(
-            key,
-            (&self.source, self.source_port),
-            (&self.destination, self.destination_port),
-            self.proto,
-        )
+        key.set((&self.source, self.source_port), (&self.destination, self.destination_port), self.proto)
     }
 
     /// An ICMP error (RFC 792, RFC 4443 §3): it quotes the packet that it is about.
@@ -320,38 +315,4 @@ impl Packet {
     pub(super) fn opens(&self) -> bool {
         self.proto == TCP && self.tcp_flags & (tcp_flag::SYN | tcp_flag::ACK | tcp_flag::RST) == tcp_flag::SYN
     }
-}
-
-/// Writes the key of the flow from `a` to `b`; true if `a` is its higher end.
-#[inline(always)]
-pub(super) fn fill_key(key: &mut FlowKey, a: (&Addr, u16), b: (&Addr, u16), proto: u8) -> bool {
-    let a_high = higher(a.0, a.1, b.0, b.1);
-    let (low, high) = if a_high { (b, a) } else { (a, b) };
-    key.low = *low.0;
-    key.high = *high.0;
-    key.low_port = low.1;
-    key.high_port = high.1;
-    key.proto = proto;
-    key.leg = leg::WIRE;
-    key.pad = [0; 2];
-    a_high
-}
-
-/// `a` > `b`, by the words as they are in memory: any fixed order does.
-#[inline(always)]
-fn higher(a: &Addr, a_port: u16, b: &Addr, b_port: u16) -> bool {
-    // From the last word, in which most pairs differ.
-    if a.0[3] != b.0[3] {
-        return a.0[3] > b.0[3];
-    }
-    if a.0[2] != b.0[2] {
-        return a.0[2] > b.0[2];
-    }
-    if a.0[1] != b.0[1] {
-        return a.0[1] > b.0[1];
-    }
-    if a.0[0] != b.0[0] {
-        return a.0[0] > b.0[0];
-    }
-    a_port > b_port
 }

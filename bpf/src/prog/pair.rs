@@ -4,14 +4,14 @@
 use super::balance::Choice;
 use super::beside;
 use super::maps::Scratch;
-use super::packet::{Packet, SCTP, fill_key};
+use super::packet::{Packet, SCTP};
 use super::report::Run;
 use super::rewrite::{End, Translation};
 use super::table::{self, find, limits, now};
 use super::to_code;
 use crate::Addr;
 use crate::event::reason;
-use crate::flow::{Flow, FlowKey, HAIRPIN_V4, HAIRPIN_V6, expired, flow_count, flow_flag, leg, role};
+use crate::flow::{Flow, FlowKey, expired, flow_count, flow_flag, hairpin_source, leg, role};
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 
 /// Ports tried for a client whose own is taken: with a thousand of its flows to one backend all fail once in
@@ -19,12 +19,6 @@ use aya_ebpf::helpers::bpf_get_prandom_u32;
 const PORT_TRIES: u32 = 8;
 /// The first port that may stand for a client's: those below mean something to some servers.
 const FIRST_PORT: u16 = 1024;
-
-/// As what a pod that talks to itself appears.
-#[inline(always)]
-pub(super) fn hairpin_source(v6: bool) -> &'static Addr {
-    if v6 { &HAIRPIN_V6 } else { &HAIRPIN_V4 }
-}
 
 #[inline(always)]
 pub(super) const fn initiator(high: bool) -> u16 {
@@ -39,20 +33,9 @@ pub(super) fn image(flow: &Flow, packet: &Packet, forward: bool, key: &mut FlowK
     } else {
         (&packet.destination, packet.destination_port, &packet.source, packet.source_port)
     };
-    let over_there = if flow.flags & flow_flag::HAIRPIN == 0 {
-        client
-    } else if flow.role == role::FORWARD {
-        hairpin_source(packet.v6)
-    } else {
-        far
-    };
-    let high = fill_key(key, (over_there, flow.client_port), (&flow.xlat_addr, flow.xlat_port), packet.proto);
-    let forth = flow.role == role::FORWARD;
-    if !forth && flow.xlat_port == far_port && flow.xlat_addr == *far {
-        key.leg = leg::ASIDE;
-    }
+    let high = flow.other_half(client, (far, far_port), packet.proto, key);
     *other = *flow;
-    other.role = if forth { role::REPLY } else { role::FORWARD };
+    other.role = if flow.role == role::FORWARD { role::REPLY } else { role::FORWARD };
     other.flags = flow.flags & !flow_flag::INITIATOR_HIGH | initiator(high);
     other.xlat_addr = *far;
     other.xlat_port = far_port;
@@ -180,7 +163,7 @@ fn far_end(
 /// The key of the far leg if the client has this port there; true if the client is the higher end.
 #[inline(never)]
 fn fill_far_key(packet: &Packet, choice: &Choice, port: u16, key: &mut FlowKey) -> bool {
-    fill_key(key, (far_client(packet, choice), port), (&choice.addr, choice.port), packet.proto)
+    key.set((far_client(packet, choice), port), (&choice.addr, choice.port), packet.proto)
 }
 
 /// As whom the backend sees the client.
@@ -230,13 +213,8 @@ fn occupied(row: &Flow, packet: &Packet, client_high: bool, now: u32) -> bool {
 /// Removes the near half of a flow whose far half gives way.
 #[inline(always)]
 fn forget_near(far: &Flow, packet: &Packet, choice: &Choice, scratch: &mut Scratch) {
-    // A pod that talks to itself has its own address on the near leg.
-    let hairpin = far.flags & flow_flag::HAIRPIN != 0;
-    let client = if hairpin { &packet.source } else { far_client(packet, choice) };
-    fill_key(&mut scratch.key, (client, far.client_port), (&far.xlat_addr, far.xlat_port), packet.proto);
-    if far.xlat_port == choice.port && far.xlat_addr == choice.addr {
-        scratch.key.leg = leg::ASIDE;
-    }
+    let server = (&choice.addr, choice.port);
+    far.other_half(far_client(packet, choice), server, packet.proto, &mut scratch.key);
     if let Some((near, established)) = find(&scratch.key)
         && near.role == role::FORWARD
         && near.xlat_port == choice.port

@@ -4,13 +4,13 @@ use super::beside;
 use super::from_code;
 use super::maps::Work;
 use super::packet::{Packet, TCP, tcp_flag};
-use super::pair::{self, belong, hairpin_source, image, initiator};
+use super::pair::{self, belong, image, initiator};
 use super::report::Run;
 use super::rewrite::{self, End, Translation};
 use super::table::{self, find, limits, now};
 use super::{balance, icmp};
 use crate::event::stage;
-use crate::flow::{Flow, FlowKey, TURNS, expired, flow_count, flow_flag, leg, role};
+use crate::flow::{Flow, FlowKey, TURNS, expired, flow_count, flow_flag, hairpin_source, leg, role};
 use aya_ebpf::programs::TcContext;
 
 /// What the flow's row says of a packet.
@@ -243,7 +243,7 @@ fn settle(flow: &mut Flow, packet: &Packet, key: &FlowKey, way: u32, now: u32) {
             _ => drop(table::record(&scratch.other_key, &scratch.other)),
         }
     }
-    let done = flow.flags & flow_flag::RESET != 0 || flow.flags & flow_flag::FIN_BOTH == flow_flag::FIN_BOTH;
+    let done = flow.done();
     if done && (established || other_established) {
         scratch.flow = *flow;
         // Back among those that give way: a closed connection is worth no room.
