@@ -98,8 +98,8 @@ pub mod flow_flag {
     pub const FIN_FORWARD: u16 = 1 << 2;
     /// TCP: a FIN was seen from the other end.
     pub const FIN_REPLY: u16 = 1 << 3;
-    /// TCP: a RST was seen.
-    pub const RESET: u16 = 1 << 4;
+    /// TCP: a RST was seen from the initiator.
+    pub const RESET_FORWARD: u16 = 1 << 4;
     /// The backend is a listener of this node ([`crate::service::kind::LOCAL_REDIRECT`]).
     pub const LOCAL_REDIRECT: u16 = 1 << 5;
     /// Client and backend are one pod: the client appears as [`super::HAIRPIN_V4`] or [`super::HAIRPIN_V6`].
@@ -113,6 +113,10 @@ pub mod flow_flag {
     pub const REFUSED: u16 = 1 << 9;
     /// Not TCP, not confirmed yet: the newest packet was a reply.
     pub const LAST_WAS_REPLY: u16 = 1 << 10;
+    /// TCP: a RST was seen from the other end.
+    pub const RESET_REPLY: u16 = 1 << 11;
+    /// TCP: a RST was seen.
+    pub const RESET: u16 = RESET_FORWARD | RESET_REPLY;
     /// TCP: both ends are done.
     pub const FIN_BOTH: u16 = FIN_FORWARD | FIN_REPLY;
     /// TCP: closing, in either way; a new SYN starts a new flow.
@@ -487,7 +491,8 @@ mod tests {
             (flow_flag::REPLIED | flow_flag::CONFIRMED, 6, 8000),
             (flow_flag::CONFIRMED | flow_flag::FIN_REPLY, 6, 600),
             (flow_flag::CONFIRMED | flow_flag::FIN_BOTH, 6, 60),
-            (flow_flag::CONFIRMED | flow_flag::RESET, 6, 60),
+            (flow_flag::CONFIRMED | flow_flag::RESET_FORWARD, 6, 60),
+            (flow_flag::CONFIRMED | flow_flag::RESET_REPLY, 6, 60),
             (0, 17, 30),
             (flow_flag::REPLIED, 17, 120),
             (flow_flag::REPLIED, 132, 120),

@@ -141,8 +141,9 @@ impl Flow {
             return false;
         }
         into.role = flow.role;
-        // Schema 1 knew the lower byte.
-        let [known, _] = (flow.flags & KNOWN_FLAGS).to_le_bytes();
+        // Schema 1 knew the lower byte, and did not ask from whom a RST came.
+        let reset = if flow.flags & flow_flag::RESET != 0 { flow_flag::RESET_FORWARD } else { 0 };
+        let [known, _] = (flow.flags & KNOWN_FLAGS | reset).to_le_bytes();
         into.flags = known;
         into.xlat_port = flow.xlat_port;
         into.xlat_addr = flow.xlat_addr;
@@ -238,7 +239,7 @@ mod tests {
             (0, TCP, 100, false),
             (replied | low(flow_flag::FIN_REPLY), TCP, 0, true),
             (replied | low(flow_flag::FIN_BOTH), TCP, 0, false),
-            (replied | low(flow_flag::RESET), TCP, 0, false),
+            (replied | low(flow_flag::RESET_FORWARD), TCP, 0, false),
             (replied, UDP, 1, false),
             (replied, UDP, 2, true),
             (0, UDP, 100, false),
@@ -271,6 +272,10 @@ mod tests {
         assert!(Flow::export(&flow, &key(TCP), &mut row));
         assert!(!Flow::export(&flow::Flow { client_port: 1001, ..flow }, &key(TCP), &mut row));
         assert!(!Flow::export(&flow, &FlowKey { leg: leg::ASIDE, ..key(TCP) }, &mut row));
+        for reset in [flow_flag::RESET_FORWARD, flow_flag::RESET_REPLY] {
+            assert!(Flow::export(&flow::Flow { flags: reset, ..flow }, &key(TCP), &mut row));
+            assert_eq!(import(row, TCP).flags, flow_flag::RESET_FORWARD, "from whom a RST came");
+        }
     }
 
     #[test]

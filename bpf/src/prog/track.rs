@@ -195,18 +195,34 @@ fn touch(flow: &mut Flow, packet: &Packet, key: &FlowKey, way: Way, now: u32) {
     settle(flow, packet, key, directions, now);
 }
 
+/// A RST or a FIN that the end it is for does not take (out of its window) ends nothing, but looks here like any
+/// other: rows know no sequence numbers.
+///
+/// A RST within the window is answered by a challenge ACK (RFC 5961 §3.2), so an ACK from the end that was to be
+/// reset takes it back at once. An ACK that the reset end had sent just before does so too; then the other end,
+/// which knows of no connection any more, answers that with one more RST. From the end that sent the RST an ACK
+/// says as much only when it comes later, and cannot have been overtaken. A RST beyond the window is answered by
+/// nothing; until they talk on, it counts.
+///
+/// A FIN stays. Whoever sent one goes on to send ACKs, and old data again, so that no packet says that it was
+/// none; and a connection whose true FIN was taken back would be remembered for hours. An idle one with a stray FIN
+/// still has the time of half a close.
 #[inline(always)]
 fn tcp_flags(mut flags: u16, flow: &Flow, packet: &Packet, forward: bool, now: u32) -> u16 {
+    let (own, others) = if forward {
+        (flow_flag::RESET_FORWARD, flow_flag::RESET_REPLY)
+    } else {
+        (flow_flag::RESET_REPLY, flow_flag::RESET_FORWARD)
+    };
     if packet.tcp_flags & tcp_flag::RST != 0 {
-        return flags | flow_flag::RESET;
+        return flags | own;
     }
     if packet.tcp_flags & tcp_flag::FIN != 0 {
         flags |= if forward { flow_flag::FIN_FORWARD } else { flow_flag::FIN_REPLY };
     }
     let plain = packet.tcp_flags & (tcp_flag::SYN | tcp_flag::ACK) == tcp_flag::ACK;
-    if plain && flags & flow_flag::RESET != 0 && flow.last_seen != now {
-        // They talk on: the RST was none that an end accepted (out of its window, RFC 5961 §3).
-        flags &= !flow_flag::RESET;
+    if plain && flags & flow_flag::RESET != 0 {
+        flags &= !if flow.last_seen == now { others } else { flow_flag::RESET };
     }
     if plain && forward && flags & flow_flag::REPLIED != 0 {
         flags |= flow_flag::CONFIRMED;

@@ -2,8 +2,10 @@
 
 use super::frames::{Segment, TCP, UDP, ip, read, tcp, udp};
 use super::rig::{Rig, isolated};
+use crate::datapath::conversation::now;
 use crate::datapath::test_run::Ran;
-use netd_bpf::flow::{flow_count, flow_flag, role};
+use crate::datapath::{FlowRow, locked};
+use netd_bpf::flow::{Limits, flow_count, flow_flag, lifetime, role};
 use netd_bpf::service::backend_state;
 
 const CLIENTS: [(&str, &str, &str, &str); 2] = [
@@ -228,24 +230,121 @@ fn udp_that_lost_its_backend_leaves_no_row_behind() {
     });
 }
 
+/// What an end sends: the client to where it believes the server is, or the server.
+fn sends(rig: &Rig, by_client: bool, [client, vip, backend]: [&str; 3], segment: Segment) -> String {
+    if by_client {
+        destination(&rig.pod_sends(&tcp(client, vip, segment)))
+    } else {
+        source(&rig.pod_receives(&tcp(backend, client, segment)))
+    }
+}
+
+/// Gives the Service of a client's family another backend instead of its one.
+fn other_backend(rig: &Rig, client: &str, proto: u8) -> &'static str {
+    let other = if client.starts_with('[') { "[fd01::2]:8080" } else { "10.1.0.2:8080" };
+    rig.backend(2, ip(other), 8080, proto, backend_state::ACTIVE, 1);
+    rig.datapath.set_slots(0, &[2]).unwrap();
+    other
+}
+
+/// Makes all rows so many seconds older.
+fn later(rig: &Rig, seconds: u32) {
+    for mut row in rig.datapath.flows().unwrap() {
+        row.flow.last_seen = row.flow.last_seen.wrapping_sub(seconds);
+        let table = if row.established { &rig.datapath.established } else { &rig.datapath.nursery };
+        locked(table).insert(row.key, row.flow, 0).unwrap();
+    }
+}
+
+/// Runs in one second of the programs' clock.
+fn at_once<T>(mut act: impl FnMut() -> T) -> T {
+    loop {
+        let second = now();
+        let result = act();
+        if now() == second {
+            return result;
+        }
+    }
+}
+
 #[test]
 fn a_reset_that_no_end_accepted_ends_nothing() {
     isolated(|| {
-        let rig = Rig::new();
-        let (client, vip, _, backend) = CLIENTS[0];
-        rig.service(ip(vip), 80, TCP, &[(ip(backend), 8080)]);
-        connect(&rig, client, vip, backend);
-        // As a stray packet of another connection would: translated like all others, and the ends ignore it.
-        let stray = rig.pod_receives(&tcp(backend, client, Segment::Rst));
-        assert_eq!(source(&stray), vip);
-        assert_eq!(rows(&rig), (0, 2));
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
-        while rows(&rig) != (2, 0) {
-            assert!(std::time::Instant::now() < deadline, "the connection lives, but stays in the nursery");
-            assert_eq!(destination(&rig.pod_sends(&tcp(client, vip, Segment::Ack))), backend);
+        for (client, vip, _, backend) in CLIENTS {
+            for (by_client, through) in [(false, vip), (true, vip), (false, backend), (true, backend)] {
+                let ends = [client, through, backend];
+                let all = if through == vip { 2 } else { 1 };
+                let rig = Rig::new();
+                rig.service(ip(vip), 80, TCP, &[(ip(backend), 8080)]);
+                let seen = at_once(|| {
+                    rig.forget();
+                    connect(&rig, client, through, backend);
+                    // As a stray packet of another connection would: translated like all others.
+                    let stray = sends(&rig, by_client, ends, Segment::Rst);
+                    let reset = rows(&rig);
+                    // What its sender had sent before may come after it.
+                    sends(&rig, by_client, ends, Segment::Ack);
+                    let still = rows(&rig);
+                    // The end that it was for says that it was none.
+                    sends(&rig, !by_client, ends, Segment::Ack);
+                    (stray, [reset, still, rows(&rig)])
+                });
+                let to = if by_client { backend } else { through };
+                assert_eq!(seen, (to.to_owned(), [(0, all), (0, all), (all, 0)]));
+                assert_eq!(rig.datapath.share(1).unwrap(), Some(all as u64));
+                let resets = |row: &FlowRow| row.flow.flags & flow_flag::RESET != 0;
+                assert!(!rig.datapath.flows().unwrap().iter().any(resets));
+
+                // Idle for an hour; the Service has another backend by now.
+                later(&rig, 3600);
+                other_backend(&rig, client, TCP);
+                assert_eq!(sends(&rig, true, ends, Segment::Ack), backend);
+                assert_eq!(sends(&rig, false, ends, Segment::Ack), through);
+            }
         }
-        let resets = |row: &crate::datapath::FlowRow| row.flow.flags & flow_flag::RESET != 0;
-        assert!(!rig.datapath.flows().unwrap().iter().any(resets));
+    });
+}
+
+#[test]
+fn an_end_that_talks_on_after_its_own_reset_takes_it_back() {
+    isolated(|| {
+        for (client, vip, _, backend) in CLIENTS {
+            for by_client in [false, true] {
+                let (rig, ends) = (Rig::new(), [client, vip, backend]);
+                rig.service(ip(vip), 80, TCP, &[(ip(backend), 8080)]);
+                connect(&rig, client, vip, backend);
+                sends(&rig, by_client, ends, Segment::Rst);
+                later(&rig, 1);
+                sends(&rig, by_client, ends, Segment::Ack);
+                assert_eq!(rows(&rig), (2, 0));
+            }
+        }
+    });
+}
+
+#[test]
+fn a_connection_that_was_reset_while_packets_were_under_way_stays_so() {
+    isolated(|| {
+        for (client, vip, _, backend) in CLIENTS {
+            for by_client in [false, true] {
+                let (rig, ends) = (Rig::new(), [client, vip, backend]);
+                rig.service(ip(vip), 80, TCP, &[(ip(backend), 8080)]);
+                connect(&rig, client, vip, backend);
+                for _ in 0..3 {
+                    sends(&rig, by_client, ends, Segment::Rst);
+                    // Sent before that came; who has no connection any more answers it.
+                    sends(&rig, !by_client, ends, Segment::Ack);
+                    sends(&rig, by_client, ends, Segment::Rst);
+                }
+                assert_eq!(rows(&rig), (0, 2));
+                assert_eq!(rig.datapath.share(1).unwrap(), Some(0));
+                let lifetime = |row: &FlowRow| lifetime(&row.flow, row.key.proto, &Limits::DEFAULT);
+                assert!(rig.datapath.flows().unwrap().iter().all(|row| lifetime(row) == 60));
+                // A new connection of the same port is balanced.
+                let other = other_backend(&rig, client, TCP);
+                assert_eq!(sends(&rig, true, ends, Segment::Syn), other);
+            }
+        }
     });
 }
 

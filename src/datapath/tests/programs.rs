@@ -272,6 +272,10 @@ fn a_reused_port_after_a_close_chooses_anew() {
                 "10.1.0.1:80",
                 "the last ACK"
             );
+            if close == Segment::Rst {
+                // There is nothing that it could be an ACK to.
+                rig.pod_receives(&tcp("10.1.0.1:80", "10.0.0.1:1000", close));
+            }
             assert_eq!(read(&sent(Segment::Syn).packet).destination.to_string(), "10.1.0.2:80");
         }
     });
