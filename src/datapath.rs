@@ -13,6 +13,7 @@ pub mod conversation;
 mod error;
 pub mod events;
 mod flows;
+mod gone;
 mod iterator;
 mod migrate;
 mod mount;
@@ -63,6 +64,7 @@ pub struct Datapath {
     established: Mutex<HashMap<MapData, FlowKey, Flow>>,
     nursery: Mutex<HashMap<MapData, FlowKey, Flow>>,
     shares: Mutex<HashMap<MapData, u32, Share>>,
+    gone: gone::Gone,
     flow_counts: PerCpuArray<MapData, u64>,
     drops: Mutex<PerCpuHashMap<MapData, DropKey, Count>>,
     drop_totals: PerCpuArray<MapData, Count>,

@@ -258,7 +258,7 @@ pub struct Sweep {
     pub left: u64,
     /// Rows that are alive.
     pub alive: u64,
-    /// Rows that are not; those among the established were removed.
+    /// Rows that are not; those among the established were removed, and so were those that are [`ORPHANED`].
     pub expired: u64,
     /// Rows alive of pods that have no share (any more).
     pub ownerless: u64,
@@ -270,6 +270,11 @@ pub const SLICE: u64 = 2048;
 /// For how many seconds an expired row stays before a pass takes it away. A packet that finds an expired row
 /// begins a new flow, so that no row of this age is ever refreshed: what a pass sees expired, stays it.
 pub const GRACE: u32 = 2;
+
+/// For how many seconds rows stay of which a pass found that their pod has no share any more. A pod that is gone
+/// leaves connections that nobody will end, and without a share nothing limits them. But one whose rows are being
+/// written anew (by an agent that starts, or finds them damaged) is without a share for a moment, and lives.
+pub const ORPHANED: u32 = 60;
 
 /// What the programs take from the configuration: read-only data, set when they are loaded.
 #[repr(C)]
@@ -353,7 +358,7 @@ pub mod flow_count {
     pub const PROMOTED: u32 = 1;
     /// Rows that left it closed or replaced by a new flow.
     pub const CLOSED: u32 = 2;
-    /// Rows that left it idle for too long.
+    /// Rows that a pass removed: idle for too long, or [`super::ORPHANED`].
     pub const EXPIRED: u32 = 3;
     /// Flows not promoted because their pod's share is used up.
     pub const REFUSED_SHARE: u32 = 4;
@@ -405,7 +410,7 @@ pub struct Order {
 
 /// Values of [`Order::what`]. The verdict is the number of rows removed.
 pub mod order {
-    /// Remove those of these rows of `ESTABLISHED` that are expired.
+    /// Remove those of these rows of `ESTABLISHED` that are expired or [`super::ORPHANED`].
     pub const EXPIRE: u32 = 1;
     /// Remove these rows from both tables.
     pub const FORGET: u32 = 2;

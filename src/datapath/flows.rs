@@ -94,6 +94,7 @@ impl Datapath {
 
     /// Gives a pod a share of the established, unless it has one. True if it had none.
     pub(super) fn open_share(&self, endpoint: u32) -> Result<bool, Error> {
+        self.gone.is_back(endpoint)?;
         match locked(&self.shares).insert(endpoint, Share::default(), NOEXIST) {
             Err(error) if is(&error, libc::EEXIST) => Ok(false),
             other => other.map(|()| true).map_err(self.no_room("SHARES")),

@@ -12,6 +12,7 @@
 //! Maps of other shapes than ours are refused by name.
 
 use super::config::Config;
+use super::gone::Gone;
 use super::migrate::Move;
 use super::migrate::sizes::{self, Rows};
 use super::object::{self, Beside, Loaded};
@@ -60,9 +61,6 @@ pub struct Kept {
     /// Why, in words.
     pub why: String,
 }
-
-/// The map that the agent's own programs have for themselves.
-const SWEEPS: &str = "SWEEPS";
 
 pub(super) fn open(config: &Config) -> Result<(Datapath, OpenReport), Error> {
     if !object::embedded() {
@@ -137,14 +135,17 @@ fn tidy_up(config: &Config, pins: &Pins, loaded: &mut Loaded) -> Result<(), Erro
 
 fn assemble(config: Config, pins: Pins, mut loaded: Loaded) -> Result<Datapath, Error> {
     let (mut own, amend) = object::load_own(&config, &pins)?;
-    let sweeps =
-        own.take_map(SWEEPS).ok_or_else(|| Error::Missing { kind: "map", name: SWEEPS.to_owned() })?;
-    let sweeps = Array::try_from(sweeps).map_err(Error::map(SWEEPS))?;
+    // The maps that the agent's own programs have for themselves.
+    let mut take =
+        |name: &str| own.take_map(name).ok_or_else(|| Error::Missing { kind: "map", name: name.to_owned() });
+    let sweeps = Array::try_from(take("SWEEPS")?).map_err(Error::map("SWEEPS"))?;
+    let gone = HashMap::try_from(take("GONE")?).map_err(Error::map("GONE"))?;
     let pinned = |name| MapData::from_pin(pins.map(name)).map_err(Error::map(name));
     let datapath = Datapath {
         means: Means::find(&mut own, &pinned("ESTABLISHED")?, &pinned("NURSERY")?),
         reclaimer: Mutex::new(Reclaimer::new(sweeps)),
         counted: Mutex::default(),
+        gone: Gone::new(gone),
         amend,
         pod_by_ifindex: Mutex::new(loaded.take("POD_BY_IFINDEX", HashMap::try_from)?),
         pod_by_addr: Mutex::new(loaded.take("POD_BY_ADDR", HashMap::try_from)?),

@@ -3,7 +3,8 @@
 //!
 //! The kernel walks the tables itself where it can ([`MapIterator`]): test and removal are next to one step there.
 //! Else the agent reads them in batches and has the program `amend` test again what it found expired. Either
-//! way a row goes when its lifetime is over and never because its pod, Service or backend is unknown here.
+//! way a row goes when its lifetime is over, or a while after its pod's share ([`super::gone`]), and never because
+//! its Service or backend is unknown here.
 //!
 //! Both halves of a translated flow are refreshed by one run of a program, with one time, so that they expire
 //! in the same second; a pass may meet them at its two ends, and until then a packet that finds the half left
@@ -40,11 +41,11 @@ pub enum Way {
 /// What a pass found and did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pass {
-    /// The established: expired rows were removed.
+    /// The established: expired rows were removed, and those of pods that are gone for a while.
     pub established: Swept,
     /// The nursery: expired rows stay until they are evicted.
     pub nursery: Swept,
-    /// Established rows of pods that are gone.
+    /// Established rows of pods that are gone, which stay for a while.
     pub ownerless: u64,
     /// From the first row to the last, both tables.
     pub took: Duration,
@@ -63,7 +64,7 @@ pub struct Pass {
 pub struct Swept {
     /// Within their lifetime.
     pub alive: u64,
-    /// Beyond it.
+    /// Beyond it, or of pods that are gone for a while.
     pub expired: u64,
 }
 
@@ -166,6 +167,16 @@ struct Books<'a> {
 }
 
 impl Books<'_> {
+    /// Rows went; those of orphans had been counted as alive.
+    fn removed(&mut self, rows: u64, orphans: bool) {
+        let Pass { established, ownerless, .. } = &mut self.pass;
+        established.expired += rows;
+        if orphans {
+            established.alive = established.alive.saturating_sub(rows);
+            *ownerless = ownerless.saturating_sub(rows);
+        }
+    }
+
     fn slice(&mut self, took: Duration) -> ControlFlow<()> {
         self.pass.slices += 1;
         self.pass.worst_slice = self.pass.worst_slice.max(took);
@@ -215,6 +226,7 @@ impl Datapath {
             return Ok(None);
         }
         books.pass.took = begun.elapsed();
+        self.gone.tidy_up()?;
         let mut after = self.shares()?;
         for (endpoint, met) in books.met {
             after.entry(endpoint).and_modify(|share| share.met += met);
@@ -287,24 +299,30 @@ impl Datapath {
             None,
             |keys: &[FlowKey], flows: &[Flow]| {
                 let dead = dead(&limits);
-                let mut doomed = Vec::new();
+                let (mut doomed, mut orphans) = (Vec::new(), Vec::new());
                 for (key, flow) in keys.iter().zip(flows) {
                     if dead(key, flow) {
                         doomed.push(*key);
                     } else {
                         books.pass.established.alive += 1;
                         *books.met.entry(flow.owner).or_default() += 1;
-                        books.pass.ownerless += u64::from(!shares.contains_key(&flow.owner));
+                        if !shares.contains_key(&flow.owner) {
+                            books.pass.ownerless += 1;
+                            orphans.push(*key);
+                        }
                     }
                 }
                 let mut then = books.slice(begun.elapsed());
-                for keys in doomed.chunks(order::MOST_KEYS as usize) {
+                let orders = [(&doomed, false), (&orphans, true)].into_iter().flat_map(|(keys, orphans)| {
+                    keys.chunks(order::MOST_KEYS as usize).map(move |keys| (keys, orphans))
+                });
+                for (keys, orphans) in orders {
                     if then.is_break() {
                         break;
                     }
                     begun = Instant::now();
                     match self.amend(&Order { what: order::EXPIRE, ..Order::default() }, keys) {
-                        Ok(removed) => books.pass.established.expired += u64::from(removed),
+                        Ok(removed) => books.removed(removed.into(), orphans),
                         Err(error) => {
                             failed = Some(error);
                             return ControlFlow::Break(());

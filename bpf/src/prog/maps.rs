@@ -48,6 +48,9 @@ pub(super) static SHARES: HashMap<u32, Share> = HashMap::with_max_entries(1024, 
 /// The agent's passes over the tables of flows; its own, not pinned.
 #[map]
 pub(super) static SWEEPS: Array<Sweep> = Array::with_max_entries(sweep::COUNT, 0);
+/// Since when the agent's passes meet rows of pods that have no share, by endpoint, in seconds since boot; likewise.
+#[map]
+pub(super) static GONE: HashMap<u32, u32> = HashMap::with_max_entries(4096, 0);
 #[map]
 pub(super) static FLOW_COUNTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(flow_count::COUNT, 0);
 #[map]

@@ -6,7 +6,7 @@
 
 use super::maps;
 use super::table::{add, leave_established, limits, now};
-use crate::flow::{Flow, FlowKey, GRACE, Order, SLICE, Sweep, expired, flow_count, order, sweep};
+use crate::flow::{Flow, FlowKey, GRACE, ORPHANED, Order, SLICE, Sweep, expired, flow_count, order, sweep};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::TcContext;
 use core::ffi::c_void;
@@ -47,7 +47,7 @@ unsafe fn at(element: *const Element, table: u32) -> Option<(FlowKey, &'static F
     }
 }
 
-/// A pass over `ESTABLISHED`: removes what is expired, counts the rest, for its owner too.
+/// A pass over `ESTABLISHED`: removes what is expired or orphaned, counts the rest, for its owner too.
 ///
 /// # Safety
 /// As [`at`].
@@ -58,7 +58,7 @@ pub unsafe fn reclaim(element: *const Element) -> i32 {
     if pause(books) {
         return then::PAUSE;
     }
-    if is_expired(flow, &key, books.now as u32) {
+    if is_expired(flow, &key, books.now as u32) || is_orphaned(flow.owner, books.now as u32) {
         books.expired += u64::from(leave_established(&key, flow.owner, flow_count::EXPIRED));
         return then::GO_ON;
     }
@@ -112,6 +112,22 @@ fn is_expired(flow: &Flow, key: &FlowKey, now: u32) -> bool {
     expired(flow, key.proto, limits(), now.wrapping_sub(GRACE))
 }
 
+/// True if the owner has had no share for so long that it will not have one again ([`ORPHANED`]).
+#[inline(never)]
+fn is_orphaned(owner: u32, now: u32) -> bool {
+    // 0 is nobody: a row that was brought from another schema, of a flow between others than this node's pods.
+    if owner == 0 || maps::SHARES.get_ptr(owner).is_some() {
+        return false;
+    }
+    if let Some(since) = maps::GONE.get_ptr(owner) {
+        // SAFETY: an aligned word of a map value.
+        return now.wrapping_sub(unsafe { since.read_volatile() }) as i32 > ORPHANED as i32;
+    }
+    // Without room it begins with a later pass.
+    maps::GONE.insert(owner, now, 0).ok();
+    false
+}
+
 /// Carries out an [`Order`].
 #[inline(always)]
 pub fn amend(ctx: &TcContext) -> i32 {
@@ -146,7 +162,8 @@ fn remove(key: &FlowKey, what: u32) -> i32 {
     let mut removed = 0;
     // SAFETY: a row stays readable memory for the whole run.
     if let Some(flow) = unsafe { maps::ESTABLISHED.get(key) } {
-        let gone = is_expired(flow, key, now());
+        let now = now();
+        let gone = is_expired(flow, key, now) || what == order::EXPIRE && is_orphaned(flow.owner, now);
         if what == order::FORGET || gone {
             let why = if gone { flow_count::EXPIRED } else { flow_count::CLOSED };
             removed += i32::from(leave_established(key, flow.owner, why));

@@ -4,7 +4,9 @@ use super::frames::{Segment, TCP, addr, tcp, udp};
 use super::rig::{IFINDEX, OTHER_IFINDEX, Rig, isolated, pod};
 use crate::datapath::conversation::now;
 use crate::datapath::{Datapath, Error, FlowRow, Pass, Way, locked, remove_pod_offline};
-use netd_bpf::flow::{Flow, FlowKey, GRACE, Limits, SLICE, Share, flow_count, flow_flag, lifetime, role};
+use netd_bpf::flow::{
+    Flow, FlowKey, GRACE, Limits, ORPHANED, SLICE, Share, flow_count, flow_flag, lifetime, role,
+};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use std::path::Path;
@@ -35,11 +37,14 @@ fn pass(rig: &Rig) -> Pass {
 
 /// Pod 1 connects through the Service, or to a server of this address.
 fn connect(rig: &Rig, port: u16, server: &str) {
-    let client = format!("10.0.0.1:{port}");
-    rig.pod_sends(&tcp(&client, server, Segment::Syn));
     let from = if server == VIP { BACKEND } else { server };
-    rig.pod_receives(&tcp(from, &client, Segment::SynAck));
-    rig.pod_sends(&tcp(&client, server, Segment::Ack));
+    handshake(rig, &format!("10.0.0.1:{port}"), server, from);
+}
+
+fn handshake(rig: &Rig, client: &str, to: &str, from: &str) {
+    rig.pod_sends(&tcp(client, to, Segment::Syn));
+    rig.pod_receives(&tcp(from, client, Segment::SynAck));
+    rig.pod_sends(&tcp(client, to, Segment::Ack));
 }
 
 /// Writes a row as it is, with no share the wiser.
@@ -217,6 +222,75 @@ fn a_pod_that_is_gone_takes_no_row_with_it_and_its_successor_starts_at_zero() {
                 assert!(pass(&rig).corrected.is_empty());
             }
             assert_eq!((share(&rig, 1), share(&rig, 3)), (None, Some(1)));
+        }
+    });
+}
+
+#[test]
+fn what_a_pod_leaves_behind_goes_before_its_lifetime_is_over() {
+    isolated(|| {
+        for rig in each_way(|_| {}) {
+            let one = pod(IFINDEX, 1, "10.0.0.1", "fd00::1");
+            for port in 1000..1100 {
+                for (family, server) in [("10.0.0.1", "10.1.0.7:80"), ("[fd00::1]", "[fd01::7]:80")] {
+                    handshake(&rig, &format!("{family}:{port}"), server, server);
+                }
+            }
+            // Nobody's, as in a table that was moved, and another pod's.
+            write(&rig.datapath, &row(1, 0));
+            write(&rig.datapath, &row(2, 2));
+            let counts = |found: &Pass| {
+                (found.established.alive, found.established.expired, found.ownerless, rows(&rig).0)
+            };
+            assert_eq!(counts(&pass(&rig)), (202, 0, 1, 202));
+            rig.datapath.remove_pod(&one).unwrap();
+            for _ in 0..3 {
+                assert_eq!(counts(&pass(&rig)), (202, 0, 201, 202), "it may come back");
+            }
+            assert_eq!(rig.datapath.gone.endpoints(), [1]);
+            rig.datapath.gone.age(ORPHANED);
+            assert_eq!(counts(&pass(&rig)), (202, 0, 201, 202));
+
+            // It comes back, and later goes for good: the time begins anew.
+            rig.datapath.upsert_pod(&one).unwrap();
+            rig.datapath.gone.age(2 * ORPHANED);
+            assert_eq!(counts(&pass(&rig)), (202, 0, 1, 202));
+            rig.datapath.remove_pod(&one).unwrap();
+            assert_eq!(counts(&pass(&rig)), (202, 0, 201, 202));
+            rig.datapath.gone.age(ORPHANED + 1);
+            let filled = rig.datapath.flow_fill().unwrap().established;
+            assert_eq!(counts(&pass(&rig)), (2, 200, 1, 2));
+            assert_eq!((filled, rig.datapath.flow_fill().unwrap().established), (202, 2));
+            assert_eq!(counts(&pass(&rig)), (2, 0, 1, 2));
+            rig.datapath.gone.age(2 * ORPHANED);
+            pass(&rig);
+            assert!(rig.datapath.gone.endpoints().is_empty(), "it left no row behind");
+        }
+    });
+}
+
+#[test]
+fn pods_that_come_and_go_with_open_connections_do_not_fill_the_table() {
+    isolated(|| {
+        for rig in each_way(|config| config.flows_per_pod = 512) {
+            for number in 1..=8 {
+                // Never the same number, always the same addresses.
+                let one = pod(IFINDEX, 100 + number, "10.0.0.1", "fd00::1");
+                rig.datapath.upsert_pod(&one).unwrap();
+                for port in 0..256 {
+                    for (family, server) in [("10.0.0.1", "10.1.0.7:80"), ("[fd00::1]", "[fd01::7]:80")] {
+                        let client = format!("{family}:{}", 1000 + number * 300 + port);
+                        handshake(&rig, &client, server, server);
+                    }
+                }
+                assert_eq!(share(&rig, 100 + number), Some(512), "pod {number}");
+                rig.datapath.remove_pod(&one).unwrap();
+                pass(&rig);
+                rig.datapath.gone.age(ORPHANED + 1);
+                assert_eq!(pass(&rig).established.expired, 512);
+            }
+            let counts = rig.datapath.flow_counts().unwrap();
+            assert_eq!(counts[flow_count::REFUSED_FULL as usize], 0);
         }
     });
 }
