@@ -14,8 +14,8 @@ use crate::event::reason;
 use crate::flow::{Flow, FlowKey, expired, flow_count, flow_flag, hairpin_source, leg, role};
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 
-/// Ports tried for a client whose own is taken: with a thousand of its flows to one backend all fail once in
-/// 10^14 times.
+/// Ports tried for a client whose own is taken: with a thousand of its flows to one backend alive all fail once
+/// in 10^14 times.
 const PORT_TRIES: u32 = 8;
 /// The first port that may stand for a client's: those below mean something to some servers.
 const FIRST_PORT: u16 = 1024;
@@ -152,7 +152,7 @@ fn far_end(
         let range = u32::from(u16::MAX - FIRST_PORT) + 1;
         let port = FIRST_PORT + ((u64::from(random) * u64::from(range)) >> 32) as u16;
         let high = fill_far_key(packet, choice, port.to_be(), &mut scratch.other_key);
-        if find(&scratch.other_key).is_none() {
+        if claim(packet, choice, scratch, high, now) {
             table::count(flow_count::PORTS_TRANSLATED, 1);
             return Ok(high);
         }
@@ -176,7 +176,8 @@ fn far_client<'a>(packet: &'a Packet, choice: &Choice) -> &'a Addr {
 #[inline(never)]
 fn claim(packet: &Packet, choice: &Choice, scratch: &mut Scratch, high: bool, now: u32) -> bool {
     let Some((row, established)) = find(&scratch.other_key) else { return true };
-    if occupied(row, packet, high, now) {
+    let port = if high { scratch.other_key.high_port } else { scratch.other_key.low_port };
+    if occupied(row, packet, (port, high), now) {
         return false;
     }
     let owner = row.owner;
@@ -185,8 +186,7 @@ fn claim(packet: &Packet, choice: &Choice, scratch: &mut Scratch, high: bool, no
         && row.xlat_port == packet.destination_port
         && row.xlat_addr == packet.destination;
     if row.role == role::REPLY && !own {
-        forget_near(row, packet, choice, scratch);
-        fill_far_key(packet, choice, packet.source_port, &mut scratch.other_key);
+        forget_near(row, packet, choice, port, &mut scratch.key);
     }
     if established {
         table::forget(&scratch.other_key, owner, true);
@@ -194,11 +194,15 @@ fn claim(packet: &Packet, choice: &Choice, scratch: &mut Scratch, high: bool, no
     true
 }
 
-/// True if the row of the far leg is that of another flow that is alive.
+/// True if the row of the far leg, where the client has this port, is that of another flow that is alive.
 #[inline(always)]
-fn occupied(row: &Flow, packet: &Packet, client_high: bool, now: u32) -> bool {
+fn occupied(row: &Flow, packet: &Packet, (port, client_high): (u16, bool), now: u32) -> bool {
     if expired(row, packet.proto, limits(), now) || packet.opens() && row.flags & flow_flag::CLOSING != 0 {
         return false;
+    }
+    if port != packet.source_port {
+        // There are others to choose from.
+        return true;
     }
     if row.role == role::REPLY {
         // What the same client port had with the same frontend is this flow, begun anew.
@@ -210,17 +214,19 @@ fn occupied(row: &Flow, packet: &Packet, client_high: bool, now: u32) -> bool {
     row.role == role::DIRECT && (row.flags & flow_flag::INITIATOR_HIGH != 0) == client_high
 }
 
-/// Removes the near half of a flow whose far half gives way.
+/// Removes the near half of a flow whose far half, with this port of the client, gives way; unless its far half is
+/// another one by now. Its key is put together in `key`.
 #[inline(always)]
-fn forget_near(far: &Flow, packet: &Packet, choice: &Choice, scratch: &mut Scratch) {
+fn forget_near(far: &Flow, packet: &Packet, choice: &Choice, port: u16, key: &mut FlowKey) {
     let server = (&choice.addr, choice.port);
-    far.other_half(far_client(packet, choice), server, packet.proto, &mut scratch.key);
-    if let Some((near, established)) = find(&scratch.key)
+    far.other_half(far_client(packet, choice), server, packet.proto, key);
+    if let Some((near, established)) = find(key)
         && near.role == role::FORWARD
+        && near.client_port == port
         && near.xlat_port == choice.port
         && near.xlat_addr == choice.addr
     {
         let owner = near.owner;
-        table::forget(&scratch.key, owner, established);
+        table::forget(key, owner, established);
     }
 }

@@ -6,7 +6,7 @@ use super::rig::{IFINDEX, Rig, SERVICE, isolated};
 use crate::datapath::conversation::now;
 use crate::datapath::{FlowRow, locked};
 use netd_bpf::event::{reason, stage};
-use netd_bpf::flow::{Flow, flow_count, flow_flag, role};
+use netd_bpf::flow::{Flow, Limits, flow_count, flow_flag, lifetime, role};
 
 const SHOT: i32 = 2;
 
@@ -89,6 +89,59 @@ fn a_client_without_a_free_port_is_refused_by_name() {
                     (client.clone(), backend.into())
                 );
                 assert_eq!(rig.drops(reason::NO_SOURCE_PORT), 20);
+            }
+        }
+    });
+}
+
+#[test]
+fn ports_of_flows_that_are_over_are_free() {
+    isolated(|| {
+        for (pod, first, second, backend) in [
+            ("10.0.0.1", "10.96.0.1:80", "10.96.0.2:80", "10.1.0.1:8080"),
+            ("[fd00::1]", "[fd96::1]:80", "[fd96::2]:80", "[fd01::1]:8080"),
+        ] {
+            for (proto, closed) in [(TCP, false), (TCP, true), (UDP, false)] {
+                let rig = Rig::with(|config| config.nursery = 262_144);
+                rig.service(ip(first), 80, proto, &[(ip(backend), 8080)]);
+                rig.service(ip(second), 80, proto, &[(ip(backend), 8080)]);
+                let make = |from: &str, to: &str| {
+                    if proto == TCP { tcp(from, to, Segment::Syn) } else { udp(from, to) }
+                };
+                // Two that live, the first of which has the port that is wanted.
+                let (client, other) = (&format!("{pod}:40000"), &format!("{pod}:50000"));
+                for client in [client, other] {
+                    rig.pod_sends(&make(client, first));
+                }
+                // All other ports were used, and their flows ended: all of the second client port, as it were.
+                for port in (1024..=u16::MAX).filter(|port| ![40_000, 50_000].contains(port)) {
+                    let mut row = way_back(&format!("{pod}:{port}"), first, backend, proto);
+                    row.flow.client_port = 50_000_u16.to_be();
+                    if closed {
+                        row.flow.flags |= flow_flag::FIN_BOTH;
+                    } else {
+                        let lifetime = lifetime(&row.flow, proto, &Limits::DEFAULT);
+                        row.flow.last_seen = now().wrapping_sub(lifetime + 1);
+                    }
+                    locked(&rig.datapath.nursery).insert(row.key, row.flow, 0).unwrap();
+                }
+                let sent = read(&rig.pod_sends(&make(client, second)).packet);
+                assert_eq!(sent.destination.to_string(), backend);
+                assert_ne!(sent.source.to_string(), *client, "that is the first's");
+                assert_eq!(rig.drops(reason::NO_SOURCE_PORT), 0);
+                let answer = |to: &str| {
+                    let frame =
+                        if proto == TCP { tcp(backend, to, Segment::SynAck) } else { udp(backend, to) };
+                    let seen = read(&rig.pod_receives(&frame).packet);
+                    (seen.source.to_string(), seen.destination.to_string())
+                };
+                assert_eq!(answer(&sent.source.to_string()), (second.to_owned(), client.clone()));
+                // Nothing was taken from those that live.
+                for client in [client, other] {
+                    let (key, _) = key(client, first, proto);
+                    assert!(rig.datapath.flows().unwrap().iter().any(|row| row.key == key), "{client}");
+                    assert_eq!(answer(client), (first.to_owned(), client.clone()));
+                }
             }
         }
     });
