@@ -138,8 +138,9 @@ pub mod path {
 
 /// `__sk_buff.cb` of a test run that asks for an explanation: the agent's secret in words 0 to 3. Only a
 /// test run can set it before the first program, and each agent draws its own, so that stale bytes of a
-/// live packet cannot be taken for it. Such a run writes no map, sends no event and touches no flow: the
-/// packet is judged as the first of a new flow. The answer comes back in the same words as [`Explained`].
+/// live packet cannot be taken for it. Such a run sends no event, touches no flow and changes no row that
+/// another run or the agent reads, but for memory that all explain runs of a CPU share: the packet is judged as
+/// the first of a new flow. The answer comes back in the same words as [`Explained`].
 pub const EXPLAIN_WORDS: usize = 4;
 
 /// Answer of an explain run, in `__sk_buff.cb` words 0 to 4.

@@ -113,7 +113,7 @@ fn run(ctx: &TcContext, stage: u8, step: impl FnOnce(&TcContext, &mut Work) -> O
 #[inline(always)]
 fn from_pod(ctx: &TcContext, work: &mut Work) -> Outcome {
     let Work { run, packet, .. } = work;
-    let Some(pod) = pods::by_ifindex(run.ifindex) else { return Err(reason::UNKNOWN_INTERFACE) };
+    let Some(pod) = pods::by_ifindex(run, run.ifindex) else { return Err(reason::UNKNOWN_INTERFACE) };
     run.endpoint = pod.endpoint;
     match packet.parse(ctx) {
         Parsed::Ip => {}
@@ -137,7 +137,7 @@ fn from_pod(ctx: &TcContext, work: &mut Work) -> Outcome {
 #[inline(always)]
 fn to_pod(ctx: &TcContext, work: &mut Work) -> Outcome {
     let Work { run, packet, .. } = work;
-    if let Some(pod) = pods::by_ifindex(run.ifindex) {
+    if let Some(pod) = pods::by_ifindex(run, run.ifindex) {
         run.endpoint = pod.endpoint;
     }
     if let Parsed::Ip = packet.parse(ctx)
@@ -152,21 +152,22 @@ fn to_pod(ctx: &TcContext, work: &mut Work) -> Outcome {
 fn from_uplink(ctx: &TcContext, work: &mut Work) -> Outcome {
     let Work { run, packet, .. } = work;
     let Parsed::Ip = packet.parse(ctx) else { return Ok(Delivery::stack()) };
-    let Some(pod) = pods::by_addr(&packet.destination) else { return Ok(Delivery::stack()) };
+    let Some(pod) = pods::by_addr(run, &packet.destination) else { return Ok(Delivery::stack()) };
     if !deliver::for_this_host(ctx) {
         return Ok(Delivery::stack());
     }
     run.endpoint = pod.endpoint;
     // What a pod of this node sends never comes in from outside.
-    if pods::by_addr(&packet.source).is_some() {
+    if pods::by_addr(run, &packet.source).is_some() {
         return Err(reason::SPOOFED_SOURCE);
     }
     if !fragment::track(ctx, work, track::to_pod)? {
         return Ok(Delivery::held(stage::UPLINK_IN));
     }
     // Again: sending held fragments may have made this CPU forget it.
-    match pods::by_addr(&work.packet.destination) {
-        Some(pod) => deliver::to_local_pod(ctx, &work.packet, pod),
+    let Work { run, packet, .. } = work;
+    match pods::by_addr(run, &packet.destination) {
+        Some(pod) => deliver::to_local_pod(ctx, packet, pod),
         None => Ok(Delivery::stack()),
     }
 }

@@ -64,7 +64,7 @@ pub(super) fn for_this_host(ctx: &TcContext) -> bool {
 /// By the packet's destination, after translation.
 #[inline(always)]
 pub(super) fn by_address(ctx: &TcContext, run: &Run, packet: &Packet) -> Outcome {
-    if let Some(pod) = pods::by_addr(&packet.destination) {
+    if let Some(pod) = pods::by_addr(run, &packet.destination) {
         return to_local_pod(ctx, packet, pod);
     }
     by_route(ctx, run, packet)

@@ -28,9 +28,9 @@ pub(super) static POD_BY_ADDR: HashMap<Addr, Pod> = HashMap::with_max_entries(20
 #[map]
 pub(super) static POD_EPOCH: Array<u64> = Array::with_max_entries(1, 0);
 #[map]
-pub(super) static SEEN_INTERFACES: PerCpuArray<Seen> = PerCpuArray::with_max_entries(pods::INTERFACES, 0);
+pub(super) static SEEN_INTERFACES: PerCpuArray<Seen> = PerCpuArray::with_max_entries(pods::INTERFACES + 1, 0);
 #[map]
-pub(super) static SEEN_ADDRESSES: PerCpuArray<Seen> = PerCpuArray::with_max_entries(pods::ADDRESSES, 0);
+pub(super) static SEEN_ADDRESSES: PerCpuArray<Seen> = PerCpuArray::with_max_entries(pods::ADDRESSES + 1, 0);
 #[map]
 pub(super) static FRONTENDS: HashMap<FrontendKey, Frontend> = HashMap::with_max_entries(65_536, 0);
 #[map]

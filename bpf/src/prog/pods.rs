@@ -5,19 +5,22 @@
 //! is no pod's is remembered too. What is remembered counts only while `POD_EPOCH` is what it was before the
 //! row was read: the agent, and the CNI plugin where no agent runs, give it a new value after each change.
 //!
+//! An explain run, which packets may interrupt, has a place of its own, and remembers nothing there.
+//!
 //! A run within a run ([`super::maps::Work::sending`]) may forget what the outer one found: nobody keeps a row across
 //! what sends packets.
 
 use super::maps;
+use super::report::Run;
 use crate::Addr;
 use crate::pod::Pod;
 use core::hint::black_box;
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
 use core::ptr::write_volatile;
 
-/// Rows that a CPU remembers by interface.
+/// Rows that a CPU remembers by interface; behind them is the place of explain runs.
 pub(super) const INTERFACES: u32 = 128;
-/// Rows that a CPU remembers by address; the pods of a node have neighbouring ones.
+/// Rows that a CPU remembers by address, likewise; the pods of a node have neighbouring ones.
 pub(super) const ADDRESSES: u32 = 512;
 
 /// What a CPU remembers at one place.
@@ -40,12 +43,13 @@ fn epoch() -> u64 {
 
 /// The pod at an interface of this node.
 #[inline(always)]
-pub(super) fn by_ifindex(ifindex: u32) -> Option<&'static Pod> {
+pub(super) fn by_ifindex(run: &Run, ifindex: u32) -> Option<&'static Pod> {
     let key = Addr([ifindex, 0, 0, 0]);
-    let seen = maps::SEEN_INTERFACES.get_ptr_mut(ifindex % INTERFACES)?;
+    let place = if run.explain { INTERFACES } else { ifindex % INTERFACES };
+    let seen = maps::SEEN_INTERFACES.get_ptr_mut(place)?;
     // SAFETY: per-CPU memory, and no other reference to it is alive: see above.
     let seen = unsafe { &mut *seen };
-    if !fresh(seen, &key) {
+    if run.explain || !fresh(seen, &key) {
         look_up(seen, &key, true);
     }
     if seen.is_pod != 0 { Some(&seen.pod) } else { None }
@@ -53,13 +57,13 @@ pub(super) fn by_ifindex(ifindex: u32) -> Option<&'static Pod> {
 
 /// The pod of this node that has an address.
 #[inline(always)]
-pub(super) fn by_addr(addr: &Addr) -> Option<&'static Pod> {
+pub(super) fn by_addr(run: &Run, addr: &Addr) -> Option<&'static Pod> {
     let [a, b, c, d] = addr.0;
-    let place = u32::from_be(a ^ b ^ c ^ d) % ADDRESSES;
+    let place = if run.explain { ADDRESSES } else { u32::from_be(a ^ b ^ c ^ d) % ADDRESSES };
     let seen = maps::SEEN_ADDRESSES.get_ptr_mut(place)?;
     // SAFETY: as above.
     let seen = unsafe { &mut *seen };
-    if !fresh(seen, addr) {
+    if run.explain || !fresh(seen, addr) {
         look_up(seen, addr, false);
     }
     if seen.is_pod != 0 { Some(&seen.pod) } else { None }

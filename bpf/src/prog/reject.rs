@@ -36,7 +36,7 @@ const LONGEST_V6: u32 = 1280;
 #[inline(always)]
 pub(super) fn answer(ctx: &TcContext, work: &mut Work) -> Delivery {
     let Work { run, packet, summing, .. } = work;
-    let Some(pod) = pods::by_ifindex(run.ifindex) else { return Delivery::dropped() };
+    let Some(pod) = pods::by_ifindex(run, run.ifindex) else { return Delivery::dropped() };
     // What was sent to more than one host, and what has no transport header, is never answered (RFC 1122
     // §3.2.2, RFC 4443 §2.4 (e)). ICMP errors and multicast have no Service.
     if packet.later_fragment || !deliver::for_this_host(ctx) {

@@ -9,7 +9,7 @@ use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 /// One packet on its way through one program.
 pub(super) struct Run {
-    /// An explain run: writes no map, sends no event, touches no flow.
+    /// An explain run: changes nothing that another run or the agent would see ([`crate::event::EXPLAIN_WORDS`]).
     pub(super) explain: bool,
     pub(super) stage: u8,
     pub(super) ifindex: u32,
