@@ -54,6 +54,30 @@ fn udp_moves_when_its_backend_leaves_one_service_of_two() {
 }
 
 #[test]
+fn udp_moves_when_its_backends_id_is_another_endpoints_of_the_same_service() {
+    isolated(|| {
+        let rig = Rig::new();
+        for (client, vip, _, former, next) in VIPS {
+            for proto in [UDP, TCP] {
+                rig.forget();
+                rig.service(vip, 80, proto, &[(former, 80)]);
+                let send = |segment| {
+                    let to = socket(vip);
+                    let frame = if proto == TCP { tcp(client, &to, segment) } else { udp(client, &to) };
+                    read(&rig.pod_sends(&frame).packet).destination.ip().to_string()
+                };
+                assert_eq!(send(Segment::Syn), former);
+                // In use at every look, only given out once more meanwhile.
+                rig.backend(1, next, 80, proto, backend_state::ACTIVE, 2);
+                let open = if proto == TCP { former } else { next };
+                assert_eq!(send(Segment::Ack), open);
+                assert_eq!(send(Segment::Syn), next, "a new one");
+            }
+        }
+    });
+}
+
+#[test]
 fn an_id_that_says_no_service_is_anybodys_until_it_does() {
     isolated(|| {
         let rig = Rig::new();
