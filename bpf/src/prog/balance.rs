@@ -8,7 +8,7 @@ use super::table;
 use super::to_code;
 use crate::Addr;
 use crate::event::reason;
-use crate::flow::Flow;
+use crate::flow::{Flow, flow_flag};
 use crate::service::{Backend, Frontend, FrontendKey, backend_state, frontend_flag, kind, scope, seal};
 use aya_ebpf::bindings::{BPF_F_CURRENT_NETNS, bpf_sock_tuple};
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release};
@@ -62,7 +62,7 @@ fn choose_one(ctx: &TcContext, run: &mut Run, packet: &Packet, choice: &mut Choi
     choice.service = frontend.service;
     let mut first = frontend.slot_base;
     if frontend.kind == kind::LOCAL_REDIRECT {
-        if pick(choice, first) && listening(ctx, packet, choice) {
+        if pick(choice, first) && listening(ctx, packet, &choice.addr, choice.port) {
             choice.local_redirect = true;
             run.backend = choice.backend;
             return Ok(());
@@ -156,31 +156,34 @@ fn is(backend: &Backend, generation: u32) -> bool {
     backend.state == backend_state::ACTIVE && backend.generation == generation
 }
 
-/// True if a flow's backend still takes the packets of its Service port. Number 0 is any: so a former agent's
-/// rows are, until they get their numbers.
+/// True if a flow's backend still takes the packets of its Service port, and if it is a listener of this node,
+/// still listens. Number 0 is any: so a former agent's rows are, until they get their numbers.
 #[inline(always)]
-pub(super) fn still_there(flow: &Flow) -> bool {
-    maps::BACKENDS.get(flow.backend).is_some_and(|backend| {
+pub(super) fn still_there(ctx: &TcContext, flow: &Flow, packet: &Packet) -> bool {
+    let in_use = maps::BACKENDS.get(flow.backend).is_some_and(|backend| {
         is(backend, flow.backend_generation) && (backend.service == flow.service || backend.service == 0)
-    })
+    });
+    in_use
+        && (flow.flags & flow_flag::LOCAL_REDIRECT == 0
+            || listening(ctx, packet, &flow.xlat_addr, flow.xlat_port))
 }
 
-/// True if a socket of this node listens at the chosen address.
-#[inline(always)]
-fn listening(ctx: &TcContext, packet: &Packet, choice: &Choice) -> bool {
+/// True if a socket of this node takes the packet at this address.
+#[inline(never)]
+fn listening(ctx: &TcContext, packet: &Packet, addr: &Addr, port: u16) -> bool {
     // SAFETY: an all-zero value of a plain C struct.
     let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
     let size = if packet.v6 {
         tuple.__bindgen_anon_1.ipv6.saddr = packet.source.0;
-        tuple.__bindgen_anon_1.ipv6.daddr = choice.addr.0;
+        tuple.__bindgen_anon_1.ipv6.daddr = addr.0;
         tuple.__bindgen_anon_1.ipv6.sport = packet.source_port;
-        tuple.__bindgen_anon_1.ipv6.dport = choice.port;
+        tuple.__bindgen_anon_1.ipv6.dport = port;
         36
     } else {
         tuple.__bindgen_anon_1.ipv4.saddr = packet.source.v4_word();
-        tuple.__bindgen_anon_1.ipv4.daddr = choice.addr.v4_word();
+        tuple.__bindgen_anon_1.ipv4.daddr = addr.v4_word();
         tuple.__bindgen_anon_1.ipv4.sport = packet.source_port;
-        tuple.__bindgen_anon_1.ipv4.dport = choice.port;
+        tuple.__bindgen_anon_1.ipv4.dport = port;
         12
     };
     let skb = ctx.skb.skb.cast();

@@ -36,7 +36,7 @@ pub(super) fn from_pod(ctx: &TcContext, work: &mut Work) -> Result<(), u8> {
     }
     let Work { run, packet, to, choice, .. } = work;
     choice.clear();
-    let recorded = match known(run, packet, to) {
+    let recorded = match known(ctx, run, packet, to) {
         Known::Direct => return Ok(()),
         Known::Translated => return rewrite::translate(ctx, packet, to),
         Known::Aside => {
@@ -68,7 +68,7 @@ pub(super) fn to_pod(ctx: &TcContext, work: &mut Work) -> Result<(), u8> {
         return icmp::translate(ctx, work);
     }
     let Work { run, packet, to, .. } = work;
-    match known(run, packet, to) {
+    match known(ctx, run, packet, to) {
         Known::Translated if to.end == End::Source => rewrite::translate(ctx, packet, to),
         Known::Direct | Known::Unanswered | Known::Translated | Known::Aside => Ok(()),
         Known::New => {
@@ -80,7 +80,7 @@ pub(super) fn to_pod(ctx: &TcContext, work: &mut Work) -> Result<(), u8> {
 
 /// Looks the flow up and keeps its row fresh.
 #[inline(never)]
-fn known(run: &mut Run, packet: &Packet, to: &mut Translation) -> Known {
+fn known(ctx: &TcContext, run: &mut Run, packet: &Packet, to: &mut Translation) -> Known {
     // A look-up alone would mark the row as recently used.
     if run.explain {
         return Known::New;
@@ -107,7 +107,7 @@ fn known(run: &mut Run, packet: &Packet, to: &mut Translation) -> Known {
             supersede(flow, packet, &key, forward, established);
             return Known::Aside;
         }
-    } else if over(flow, packet, now) || lost(flow, packet, forward) {
+    } else if over(flow, packet, now) || lost(ctx, flow, packet, forward) {
         supersede(flow, packet, &key, forward, established);
         return Known::New;
     }
@@ -152,12 +152,12 @@ fn over(flow: &Flow, packet: &Packet, now: u32) -> bool {
 /// True if the flow has lost its backend. An open connection stays with it to the end; only a new one may
 /// change.
 #[inline(always)]
-fn lost(flow: &Flow, packet: &Packet, forward: bool) -> bool {
+fn lost(ctx: &TcContext, flow: &Flow, packet: &Packet, forward: bool) -> bool {
     flow.role == role::FORWARD
         && forward
         && (packet.proto != TCP || packet.opens())
         && flow.backend != 0
-        && !balance::still_there(flow)
+        && !balance::still_there(ctx, flow, packet)
 }
 
 /// Removes the rows of a flow that this packet's flow replaces.

@@ -281,35 +281,64 @@ fn a_reused_port_after_a_close_chooses_anew() {
     });
 }
 
-#[test]
-fn a_local_redirect_is_used_while_somebody_listens() {
-    isolated(|| {
-        run(&["ip", "address", "add", "169.254.20.10/32", "dev", "lo"]);
+/// Listener of the node, backend, client and Service of each family.
+const LISTENERS: [[&str; 4]; 2] = [
+    ["169.254.20.10:53", "10.0.0.2:53", "10.0.0.1", "10.96.0.10:53"],
+    ["[fd00:20::10]:53", "[fd00::2]:53", "[fd00::1]", "[fd96::10]:53"],
+];
+
+/// Runs with a Service that has a listener of the node; `ask` opens a flow from a port, or goes on with one.
+fn with_a_listener(test: impl Fn(&dyn Fn(u16) -> (i32, String), [&str; 4])) {
+    run(&["ip", "address", "add", "169.254.20.10/32", "dev", "lo"]);
+    run(&["ip", "address", "add", "fd00:20::10/128", "dev", "lo", "nodad"]);
+    for [listener, backend, client, vip] in LISTENERS {
         for proto in [TCP, UDP] {
             let rig = Rig::new();
-            rig.backend(1, "169.254.20.10", 53, proto, backend_state::ACTIVE, 1);
-            rig.backend(2, "10.0.0.2", 53, proto, backend_state::ACTIVE, 1);
+            rig.backend(1, ip(listener), 53, proto, backend_state::ACTIVE, 1);
+            rig.backend(2, ip(backend), 53, proto, backend_state::ACTIVE, 1);
             rig.datapath.set_slots(0, &[1, 2]).unwrap();
-            rig.frontend("10.96.0.10", 53, proto, kind::LOCAL_REDIRECT, 1);
+            rig.frontend(ip(vip), 53, proto, kind::LOCAL_REDIRECT, 1);
             let ask = |port: u16| {
-                let from = format!("10.0.0.1:{port}");
-                let frame = if proto == TCP {
-                    tcp(&from, "10.96.0.10:53", Segment::Syn)
-                } else {
-                    udp(&from, "10.96.0.10:53")
-                };
+                let from = format!("{client}:{port}");
+                let frame = if proto == TCP { tcp(&from, vip, Segment::Syn) } else { udp(&from, vip) };
                 let ran = rig.pod_sends(&frame);
                 (ran.verdict, read(&ran.packet).destination.to_string())
             };
-            assert_eq!(ask(1000), (REDIRECT, "10.0.0.2:53".to_owned()), "nobody listens");
-            let listeners = (
-                std::net::TcpListener::bind("169.254.20.10:53").unwrap(),
-                std::net::UdpSocket::bind("169.254.20.10:53").unwrap(),
-            );
-            assert_eq!(ask(1001), (OK, "169.254.20.10:53".to_owned()));
-            drop(listeners);
-            assert_eq!(ask(1002), (REDIRECT, "10.0.0.2:53".to_owned()));
+            test(&ask, [listener, backend, client, vip]);
         }
+    }
+}
+
+fn listen(at: &str) -> (std::net::TcpListener, std::net::UdpSocket) {
+    (std::net::TcpListener::bind(at).unwrap(), std::net::UdpSocket::bind(at).unwrap())
+}
+
+#[test]
+fn a_local_redirect_is_used_while_somebody_listens() {
+    isolated(|| {
+        with_a_listener(|ask, [listener, backend, ..]| {
+            assert_eq!(ask(1000), (REDIRECT, backend.to_owned()), "nobody listens");
+            let listeners = listen(listener);
+            assert_eq!(ask(1001), (OK, listener.to_owned()));
+            drop(listeners);
+            assert_eq!(ask(1002), (REDIRECT, backend.to_owned()));
+        });
+    });
+}
+
+#[test]
+fn a_flow_leaves_a_local_listener_that_is_gone_with_its_next_packet() {
+    isolated(|| {
+        with_a_listener(|ask, [listener, backend, ..]| {
+            let listeners = listen(listener);
+            for _ in 0..2 {
+                assert_eq!(ask(1000), (OK, listener.to_owned()));
+            }
+            drop(listeners);
+            for _ in 0..2 {
+                assert_eq!(ask(1000), (REDIRECT, backend.to_owned()), "nobody takes it there");
+            }
+        });
     });
 }
 
