@@ -20,8 +20,12 @@ struct Small {
 }
 
 fn count(node: &Node<'_>, name: &str) -> Result<u64> {
+    count_of(node, name, &[])
+}
+
+fn count_of(node: &Node<'_>, name: &str, labels: &[(&str, &str)]) -> Result<u64> {
     // Counts, far below what a float holds exactly.
-    Ok(format!("{:.0}", node.metric(name, &[])?).parse()?)
+    Ok(format!("{:.0}", node.metric(name, labels)?).parse()?)
 }
 
 /// The newer, the earlier its name: that it is refused is not for its name.
@@ -136,7 +140,8 @@ fn a_full_table_of_backends_refuses_the_newest_by_name() -> Result<()> {
     refuses_the_newest(&Small {
         tables: Tables { backends: 64, ..Tables::SMALL },
         fit: 15,
-        lacks: "it needs 4 more backends, 60 of 63 are in use and 0 in quarantine (datapath.backends)",
+        lacks: "it needs 4 more backends, 60 of 63 are in use, 0 in quarantine and 1 kept for changes \
+                (datapath.backends)",
     })
 }
 
@@ -146,5 +151,68 @@ fn full_slots_refuse_the_newest_by_name() -> Result<()> {
         tables: Tables { slots: 128, ..Tables::SMALL },
         fit: 31,
         lacks: "it needs 4 slots, others use 124 of 128 and 1 are kept for changes (datapath.slots)",
+    })
+}
+
+/// Every slot is taken or kept: a list that grows does not fit, but it leads no more to the endpoint that left it.
+#[test]
+fn a_standing_service_without_room_leads_to_no_endpoint_that_is_gone() -> Result<()> {
+    Lab::run(|lab| {
+        let mut site = Site::new(lab, 1)?;
+        site.add_node("a", 1, Families::Dual)?;
+        let node = site.node("a")?;
+        node.configure(|config| config.tables = Tables { slots: 128, ..Tables::SMALL });
+        site.start_all()?;
+        let client = node.add_pod("client")?;
+        let [gone, stays, comes] = ["gone", "stays", "comes"].map(|name| node.add_server(name));
+        let (gone, stays, comes) = (gone?, stays?, comes?);
+        let answered_by = |names: &[&str]| -> Result<()> {
+            for vip in VIPS {
+                for proto in Proto::ALL {
+                    traffic::answering(&client.netns, proto, at(vip), names)?;
+                }
+            }
+            Ok(())
+        };
+        site.state.service("web", &VIPS, VIP_PORT, &[])?;
+        site.state.slices("web", PORT, &[&gone.pod.addresses[..], &stays.pod.addresses].concat())?;
+        answered_by(&["gone", "stays"])?;
+        // Four lists of 24, and the longest once more: 8 + 96 + 24.
+        let nobody: Vec<IpAddr> = (1..=24)
+            .flat_map(|n| [format!("10.255.0.{n}"), format!("fdff::{n}")])
+            .map(|ip| Ok(ip.parse()?))
+            .collect::<Result<_>>()?;
+        site.state.service("wide", &ips(1)?, VIP_PORT, &[])?;
+        site.state.slices("wide", PORT, &nobody)?;
+        let slots = || count_of(node, "netd_service_rows", &[("table", "slots")]);
+        wait::holds("all slots", || Ok(slots()? == 104))?;
+        ensure!(problems(node)?.is_empty(), "{:?}", problems(node)?);
+
+        // The last ones in the order of lists.
+        let [last4, last6]: [IpAddr; 2] = ["10.255.255.255".parse()?, "fdff:ffff::1".parse()?];
+        let wanted = [&stays.pod.addresses[..], &comes.pod.addresses, &[last4, last6]].concat();
+        site.state.slices("web", PORT, &wanted)?;
+        answered_by(&["stays", "comes"])?;
+        let shown = || -> Result<Value> {
+            let socket = node.dir().join("run/netd.sock");
+            let words = ["svc", "show", "web", "-o", "json", "--socket"].map(std::ffi::OsStr::new);
+            let output = node.netd(&[&words[..], &[socket.as_os_str()]].concat())?;
+            serde_json::from_slice(&output.stdout).with_context(|| format!("{output:?}"))
+        };
+        let web = shown()?;
+        let refusal = web.get("refusal").context("a refusal")?;
+        let field = |name: &str| refusal.get(name).cloned().unwrap_or_default();
+        ensure!((field("endpoints"), field("in_force")) == (3.into(), 2.into()), "{web}");
+        ensure!((web.get("state"), field("lacks")) == (Some(&"refused".into()), "slots".into()), "{web}");
+        let problems_now = problems(node)?;
+        let told = "Service default/web leads to 2 of 3 endpoints at ";
+        let is_told = |one: &Value| one.get("message").is_some_and(|text| text.to_string().contains(told));
+        ensure!(problems_now.len() == 1 && problems_now.iter().all(is_told), "{problems_now:?}");
+
+        // With room the whole list comes.
+        site.state.slices("wide", PORT, &nobody[..2])?;
+        wait::holds("the whole list", || Ok(slots()? == 12 + 4 && problems(node)?.is_empty()))?;
+        ensure!(shown()?.get("refusal") == Some(&Value::Null), "{}", shown()?);
+        Ok(())
     })
 }

@@ -254,7 +254,7 @@ mod tests {
     use crate::model::Protocol;
     use crate::model::report::Problem;
     use crate::service::plan::{DesiredBackend, DesiredFrontend};
-    use crate::service::tables::{Reason, Refusal};
+    use crate::service::tables::{List, Reason, Refusal};
     use netd_bpf::service::FrontendKey;
     use std::net::IpAddr;
 
@@ -302,6 +302,11 @@ mod tests {
         assert_eq!(told(|events| service_events(&old, &old, events)), "");
     }
 
+    fn unserved() -> List {
+        let address = "10.96.0.1:80".parse().unwrap();
+        List { address, protocol: Protocol::Tcp, endpoints: 1, in_force: 0 }
+    }
+
     #[test]
     fn a_refusal_is_told_once_and_its_end_too() {
         let refusal = |needed| Refusal {
@@ -309,6 +314,7 @@ mod tests {
             reason: Reason::Frontends { needed, used: 64, limit: 64 },
             waits: false,
             keeps_rows: false,
+            list: unserved(),
         };
         let with = |refused| ServiceStatus { refused, ..ServiceStatus::default() };
         let (none, one) = (with(Vec::new()), with(vec![refusal(3)]));

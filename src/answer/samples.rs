@@ -5,7 +5,7 @@ use super::conntrack::{Fill, Flow, Group, PodFlows, State as FlowState, Summary,
 use super::endpoints::{Drops, Endpoint, Endpoints};
 use super::event::{Drop, Event, Kind};
 use super::services::{
-    Backend, BackendState, Frontend, Port, Service, Services, Shown, State as ServiceState,
+    Backend, BackendState, Frontend, Port, Refusal, Service, Services, Shown, State as ServiceState,
 };
 use super::status::{
     Addresses, Datapath, Level, Network, Part, Problem, Range, Reclaim, Refused, Requests, Runtime,
@@ -225,6 +225,10 @@ fn port(address: &str, protocol: &str) -> Port {
     Port { address: at(address), protocol: protocol.to_owned() }
 }
 
+fn refusal() -> Refusal {
+    Refusal { lacks: "slots".to_owned(), port: port("10.96.0.10:80", "tcp"), endpoints: 3, in_force: 2 }
+}
+
 pub(crate) fn services() -> Services {
     let well = Service {
         namespace: "shop".to_owned(),
@@ -235,6 +239,7 @@ pub(crate) fn services() -> Services {
         affinity_seconds: Some(10_800),
         state: ServiceState::Ok,
         reason: None,
+        refusal: None,
     };
     let of = |name: &str, state, reason: Option<&str>| Service {
         name: name.to_owned(),
@@ -256,7 +261,15 @@ pub(crate) fn services() -> Services {
                 Some("it has no address of its own (headless or ExternalName)"),
             )
         },
-        of("big", ServiceState::Refused, Some("Service shop/big is not served: it needs 3 more frontends")),
+        Service {
+            refusal: Some(refusal()),
+            endpoints: 3,
+            ..of(
+                "big",
+                ServiceState::Refused,
+                Some("Service shop/big leads to 2 of 3 endpoints at 10.96.0.10:80/TCP: it needs 3 slots"),
+            )
+        },
         of("odd", ServiceState::Differs, Some("the kernel has no row for it")),
     ];
     Services { node: "node-1".to_owned(), services, strays: vec![port("10.96.0.99:53", "udp")] }
@@ -285,6 +298,7 @@ pub(crate) fn service() -> Shown {
         name: "api".to_owned(),
         state: ServiceState::Ok,
         reason: None,
+        refusal: None,
         affinity_seconds: Some(10_800),
         internal_traffic_policy: "Cluster".to_owned(),
         frontends: vec![
@@ -329,6 +343,15 @@ pub(crate) fn differing_service() -> Shown {
         }
     }
     shown
+}
+
+pub(crate) fn refused_service() -> Shown {
+    Shown {
+        state: ServiceState::Refused,
+        reason: text("Service shop/api leads to 2 of 3 endpoints at 10.96.0.10:80/TCP: it needs 3 slots"),
+        refusal: Some(refusal()),
+        ..service()
+    }
 }
 
 pub(crate) fn flows() -> Vec<Flow> {

@@ -84,6 +84,22 @@ pub struct Service {
     pub state: State,
     /// Why it is so, if that is not plain.
     pub reason: Option<String>,
+    /// What it lacks, if it is refused or waits.
+    pub refusal: Option<Refusal>,
+}
+
+/// What a refused Service lacks, and how much of it is in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// As the metric's label has it.
+    pub lacks: String,
+    /// The frontend that lacks the most of its endpoints.
+    #[serde(flatten)]
+    pub port: Port,
+    /// Endpoints that it ought to lead to.
+    pub endpoints: usize,
+    /// Those of them that it leads to; it leads to no others.
+    pub in_force: usize,
 }
 
 /// Address, port and protocol.
@@ -114,6 +130,8 @@ pub struct Shown {
     pub state: State,
     /// Why it is so, if that is not plain.
     pub reason: Option<String>,
+    /// What it lacks, if it is refused or waits.
+    pub refusal: Option<Refusal>,
     /// Session affinity's time-out; none without.
     pub affinity_seconds: Option<u32>,
     /// `Cluster` or `Local`.

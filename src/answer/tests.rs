@@ -46,7 +46,10 @@ fn documents() -> Vec<(&'static str, Vec<Value>)> {
         (status::Status::SCHEMA, vec![of(&samples::status()), of(&samples::degraded())]),
         (endpoints::Endpoints::SCHEMA, vec![of(&samples::endpoints())]),
         (services::Services::SCHEMA, vec![of(&samples::services())]),
-        (Shown::SCHEMA, vec![of(&samples::service()), of(&samples::differing_service())]),
+        (
+            Shown::SCHEMA,
+            vec![of(&samples::service()), of(&samples::differing_service()), of(&samples::refused_service())],
+        ),
         (Head::SCHEMA, vec![conntrack]),
         (Summary::SCHEMA, vec![of(&samples::summary())]),
         (event::Event::SCHEMA, samples::events().iter().map(of).collect()),
@@ -78,6 +81,7 @@ fn what_is_written_is_read_back() {
     back(&samples::endpoints());
     back(&samples::services());
     back(&samples::service());
+    back(&samples::refused_service());
     back(&samples::summary());
     samples::events().iter().for_each(back);
     for line in samples::flows().into_iter().map(|flow| Line::Flow(Box::new(flow))) {

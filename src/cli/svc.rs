@@ -172,10 +172,10 @@ mod tests {
         shop/api  10.96.0.10:80/tcp, [fd00:96::10]:80/tcp                                         3          1      ok
         shop/dns  10.96.0.11:1/udp, 10.96.0.11:2/udp, 10.96.0.11:3/udp, 10.96.0.11:4/udp, 2 more  0          0      no endpoints
         shop/db   -                                                                               -          -      not served
-        shop/big  10.96.0.10:80/tcp, [fd00:96::10]:80/tcp                                         0          0      refused
+        shop/big  10.96.0.10:80/tcp, [fd00:96::10]:80/tcp                                         3          0      refused
         shop/odd  10.96.0.10:80/tcp, [fd00:96::10]:80/tcp                                         0          0      differs
 
-        Service shop/big is not served: it needs 3 more frontends
+        Service shop/big leads to 2 of 3 endpoints at 10.96.0.10:80/TCP: it needs 3 slots
           next: netd svc show shop/big
 
         shop/odd: the kernel has no row for it

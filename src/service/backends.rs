@@ -58,7 +58,7 @@ struct Record {
 }
 
 /// The ids.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Backends {
     /// Rows of the kernel's array.
     capacity: u32,
@@ -244,9 +244,26 @@ impl Backends {
         }
     }
 
-    /// True if the backend has an id already.
-    pub(super) fn knows(&self, key: &BackendKey) -> bool {
-        self.by_key.contains_key(key)
+    /// The backend's id, if it has one.
+    pub(super) fn id(&self, key: &BackendKey) -> Option<u32> {
+        self.by_key.get(key).copied()
+    }
+
+    /// Slots in use that name the id.
+    pub(super) fn refs(&self, id: u32) -> u32 {
+        self.records.get(id as usize).map_or(0, |record| record.refs)
+    }
+
+    /// Address, port and protocol that the id stands for.
+    pub(super) fn target(&self, id: u32) -> Option<(Addr, u16, u8)> {
+        self.records.get(id as usize).map(|Record { row, .. }| (row.addr, row.port, row.proto))
+    }
+
+    /// Takes one reference more of an id that has some, whosever it is.
+    pub(super) fn hold(&mut self, id: u32) {
+        if let Some(record) = self.records.get_mut(id as usize) {
+            record.refs += 1;
+        }
     }
 
     /// Gives a backend's id, one more reference, and the operation that makes its row right, if it is not.
@@ -366,6 +383,11 @@ impl Backends {
     /// When the next held id becomes free.
     pub(super) fn next_expiry(&self) -> Option<Instant> {
         self.held.front().map(|(until, _)| *until)
+    }
+
+    /// When the last held id becomes free.
+    pub(super) fn last_expiry(&self) -> Option<Instant> {
+        self.held.back().map(|(until, _)| *until)
     }
 
     /// Ids that frontends name.

@@ -18,7 +18,7 @@ pub(super) struct Range {
 }
 
 /// The allocator.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Slots {
     capacity: u32,
     /// Free ranges by start.
@@ -90,32 +90,20 @@ impl Slots {
         self.give(range);
     }
 
-    /// True if there will be a free range of `len` slots once all that waits is free.
-    pub(super) fn fits_later(&self, len: u32) -> bool {
-        let waiting = self.held.iter().map(|(_, range)| range).chain(&self.retired);
-        let waiting = waiting.map(|range| (range.base, range.len));
-        let mut pieces: Vec<(u32, u32)> =
-            self.free.iter().map(|(base, len)| (*base, *len)).chain(waiting).collect();
-        pieces.sort_unstable();
-        let (mut end, mut run) = (0, 0);
-        pieces.into_iter().any(|(base, its)| {
-            run = if base == end { run + its } else { its };
-            end = base + its;
-            run >= len
-        })
-    }
-
-    /// Of a range in use the first `len` slots stay so; a planned flip leaves the others.
-    pub(super) fn shrink(&mut self, range: Range, len: u32) -> Range {
+    /// Of a range in use the first `len` slots stay so, if any; a planned flip leaves the others.
+    pub(super) fn shrink(&mut self, range: Range, len: u32) -> Option<Range> {
         self.leave(range);
-        self.in_use += len;
-        *self.lengths.entry(len).or_default() += 1;
         let left = Range { base: range.base + len, len: range.len - len };
         if left.len > 0 {
             self.waiting += left.len;
             self.retired.push(left);
         }
-        Range { base: range.base, len }
+        if len == 0 {
+            return None;
+        }
+        self.in_use += len;
+        *self.lengths.entry(len).or_default() += 1;
+        Some(Range { base: range.base, len })
     }
 
     /// A range that a planned flip leaves.
@@ -141,6 +129,11 @@ impl Slots {
     /// When the next held range becomes free.
     pub(super) fn next_expiry(&self) -> Option<Instant> {
         self.held.front().map(|(until, _)| *until)
+    }
+
+    /// When the last held range becomes free.
+    pub(super) fn last_expiry(&self) -> Option<Instant> {
+        self.held.back().map(|(until, _)| *until)
     }
 
     /// Slots that frontends name.
@@ -245,19 +238,17 @@ mod tests {
         let now = Instant::now();
         let mut slots = empty(8);
         let [a, b] = [5, 2].map(|len| slots.allocate(len).unwrap());
-        assert!(slots.fits_later(1) && !slots.fits_later(2));
-        let a = slots.shrink(a, 2);
+        let a = slots.shrink(a, 2).unwrap();
         assert_eq!(
             (a, slots.in_use(), slots.waiting(), slots.longest()),
             (Range { base: 0, len: 2 }, 4, 3, 2)
         );
-        assert!(slots.fits_later(3) && !slots.fits_later(4), "the one at the end is apart");
         assert_eq!(slots.allocate(2), None);
-        assert_eq!((slots.shrink(b, 2), slots.waiting()), (b, 3), "nothing is left");
-        slots.retire(b);
-        assert!(slots.fits_later(6));
+        assert_eq!((slots.shrink(b, 2), slots.waiting()), (Some(b), 3), "nothing is left");
+        assert_eq!((slots.shrink(b, 0), slots.waiting()), (None, 5), "all is left");
         slots.applied(now);
         slots.expire(now);
+        assert_eq!(slots.allocate(7), None);
         assert_eq!(slots.allocate(6), Some(Range { base: 2, len: 6 }));
     }
 

@@ -14,14 +14,19 @@
 //! quarantine, counted from [`Tables::applied`], before it is given out again. Programs must therefore
 //! follow a slot to a backend that is terminating.
 //!
-//! Nothing is truncated. A new Service is admitted, all of it, if its rows fit *and* the longest list could still
-//! be written a second time, so that every admitted list can change; otherwise it is refused, and named.
-//! Services that the kernel has come before new ones, and their lists change one by one. A change that only
-//! lacks room which the quarantine holds waits; the frontend keeps its former row until then. A list that is no
-//! longer than before always changes: where slots are free in pieces only, it is written over the former one.
+//! A new Service is admitted, all of it, if its rows fit *and* the longest list could still be written a second
+//! time, with other backends, so that every admitted list can be replaced whole; otherwise it is refused, and
+//! named. Services that the kernel has come before new ones, and their lists change one by one. A list that is no
+//! longer than before takes no more than it has: where no free slots lie side by side it is written over the
+//! former one.
+//!
+//! A change that lacks room is refused and named, or waits if the quarantine will give the room. Until then no row
+//! leads on to endpoints that are gone: in the place of the former list comes what fits there (`rest`), which the
+//! refusal tells, and the row keeps its slots for more.
 
 mod admit;
 mod read;
+mod rest;
 mod write;
 
 use super::backends::Backends;
@@ -38,8 +43,11 @@ use write::Place;
 
 pub(super) use write::row;
 
-pub use admit::{Reason, Refusal};
+pub use admit::{List, Reason, Refusal};
 pub use read::{Drift, Kernel};
+
+/// Ends of quarantine that a forecast looks beyond: each leaves room to those that the one before made none for.
+const FORESEEN: usize = 8;
 
 /// Sizes of the kernel's maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,12 +189,13 @@ pub struct Usages {
 }
 
 /// A frontend as the kernel has it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Record {
     row: Frontend,
     /// Content of its slots; each id counted as a reference.
     ids: Vec<u32>,
-    /// Its slots; none if it has no backends, or names slots that are another's.
+    /// Its slots, more than `ids` if only a part of the list is in force; none if it has no backends, or names slots
+    /// that are another's.
     range: Option<Range>,
     /// Whose it is; unknown after a restart until somebody claims it.
     owner: Option<PortName>,
@@ -199,14 +208,14 @@ struct Record {
 }
 
 /// A Service port with rows in the kernel.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Port {
     number: u32,
     rows: u32,
 }
 
 /// The image.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Tables {
     limits: Limits,
     quarantine: Duration,
@@ -236,20 +245,21 @@ impl Tables {
     /// Brings the image to `desired`, as far as it fits, and says how to bring the kernel there. Call
     /// [`Self::applied`] when that is done; if it failed, start over from [`Self::read`].
     pub fn plan(&mut self, desired: &Desired, now: Instant) -> Plan {
-        self.round += 1;
-        self.bring(desired.services.iter(), true, now)
+        let mut plan = self.bring(desired.services.iter(), true, now);
+        self.part_waiting(desired, now, &mut plan);
+        plan
     }
 
-    /// The same where all but these Services are as in the last plan, which lacked no room, and these have the
-    /// frontends that they had.
-    pub fn plan_some<'a>(
-        &mut self,
-        services: impl Iterator<Item = &'a DesiredService>,
-        now: Instant,
-    ) -> Plan {
-        self.bring(services, false, now)
+    /// The same where all Services but those at these places are as in the last plan, which lacked no room, and these
+    /// have the frontends that they had.
+    pub fn plan_some(&mut self, desired: &Desired, places: &[usize], now: Instant) -> Plan {
+        let services = places.iter().filter_map(|at| desired.services.get(*at));
+        let mut plan = self.bring(services, false, now);
+        self.part_waiting(desired, now, &mut plan);
+        plan
     }
 
+    /// A plan without those that wait: they are among those that are refused. `all`: these are all Services.
     fn bring<'a>(
         &mut self,
         services: impl Iterator<Item = &'a DesiredService>,
@@ -257,6 +267,7 @@ impl Tables {
         now: Instant,
     ) -> Plan {
         let mut plan = self.expire(now);
+        self.round += u64::from(all);
         let rows_before = self.frontends.len();
         let mut changes = self.compare(services, &mut plan);
 
@@ -273,7 +284,7 @@ impl Tables {
         changes.sort_by_key(|change| !change.known);
         let mut added = 0;
         for change in &changes {
-            let mut short: Option<Refusal> = None;
+            let mut lacks = None;
             for unit in change.changed.chunks(1).chain([&change.added[..]]) {
                 let rows = self.frontends.len();
                 match self.admit(change.service, unit) {
@@ -283,18 +294,17 @@ impl Tables {
                         }
                         added += self.frontends.len() - rows;
                     }
-                    Err(refusal) => {
+                    Err(reason) => {
                         self.part_with(change.service, unit, &mut deletes, &mut plan.names);
-                        if short.as_ref().is_none_or(|short| short.waits) {
-                            short = Some(refusal);
+                        for frontend in unit {
+                            self.write_rest(frontend, &mut sets, &mut plan.names);
                         }
+                        lacks.get_or_insert(reason);
                     }
                 }
             }
-            if let Some(mut refusal) = short {
-                let stays = |f: &DesiredFrontend| self.frontends.contains_key(&f.key);
-                refusal.keeps_rows = change.service.frontends.iter().any(stays);
-                if refusal.waits { &mut plan.waiting } else { &mut plan.refused }.push(refusal);
+            if let Some(reason) = lacks {
+                plan.refused.push(self.refusal(change.service, reason));
             }
         }
 
@@ -304,6 +314,37 @@ impl Tables {
         plan.ops.extend(last);
         self.backends.retire(&mut plan.ops);
         plan
+    }
+
+    /// Of those that are refused, those wait that will not be when what changes left is free again. The others have
+    /// the reason that stays.
+    fn part_waiting(&self, desired: &Desired, now: Instant, plan: &mut Plan) {
+        if plan.refused.is_empty() || self.slots.waiting() == 0 && self.backends.waiting() == 0 {
+            return;
+        }
+        let lacks = |plan: &Plan| -> HashMap<ObjectName, Reason> {
+            plan.refused.iter().map(|refusal| (refusal.service.clone(), refusal.reason.clone())).collect()
+        };
+        let (mut later, mut now, mut lasting) = (self.clone(), now, lacks(plan));
+        for _ in 0..FORESEEN {
+            later.applied(now);
+            let ends = [later.slots.last_expiry(), later.backends.last_expiry()];
+            let Some(end) = ends.into_iter().flatten().max().filter(|_| !lasting.is_empty()) else { break };
+            now = now.max(end);
+            lasting = lacks(&later.bring(desired.services.iter(), true, now));
+        }
+        for mut refusal in std::mem::take(&mut plan.refused) {
+            match lasting.remove(&refusal.service) {
+                Some(reason) => {
+                    refusal.reason = reason;
+                    plan.refused.push(refusal);
+                }
+                None => {
+                    refusal.waits = true;
+                    plan.waiting.push(refusal);
+                }
+            }
+        }
     }
 
     /// Frees what left its quarantine; all that is to be done while nothing changes.
@@ -393,12 +434,13 @@ impl Tables {
                     continue;
                 }
                 self.backends.name(&record.ids, &frontend.backends, &mut plan.names);
-                let now = &record.row;
+                let now = record.row;
                 let right =
-                    !record.misnumbered && *now == row(frontend, now.service, now.slot_base, now.generation);
+                    !record.misnumbered && now == row(frontend, now.service, now.slot_base, now.generation);
                 if !right {
                     change.free.push((frontend, Place::Keep));
                 }
+                self.give_up_spare(&frontend.key);
             }
             if !(change.free.is_empty() && change.changed.is_empty() && change.added.is_empty()) {
                 changes.push(change);

@@ -5,14 +5,15 @@ use crate::agent::seams::OnNode;
 use crate::agent::state::State;
 use crate::answer::protocol;
 use crate::answer::services::{
-    Backend, BackendState, Frontend, Port, Service, Services, Shown, State as ServiceState,
+    Backend, BackendState, Frontend, Port, Refusal as Refused, Service, Services, Shown,
+    State as ServiceState,
 };
 use crate::datapath;
 use crate::model::endpoints::{self, EndpointIndex, Scope, View};
 use crate::model::{self, Family, Model, ObjectName, TrafficPolicy};
 use crate::reconcile::services::ServiceStatus;
 use crate::service::plan::{Desired, DesiredFrontend, DesiredService};
-use crate::service::tables::Kernel;
+use crate::service::tables::{self, Kernel};
 use crate::service::view::{BackendView, FrontendView, Index, Standing};
 use crate::store::Snapshot;
 use netd_bpf::flow::role;
@@ -57,6 +58,12 @@ impl Moment {
 
     fn model(&self) -> &Model {
         &self.snapshot.model
+    }
+
+    /// What a Service lacks.
+    fn refusal(&self, name: &ObjectName) -> Option<Refused> {
+        let mut refusals = self.status.refused.iter().chain(&self.status.waiting);
+        refusals.find(|refusal| refusal.service == *name).map(lacking)
     }
 
     /// State of a Service, and why.
@@ -110,6 +117,16 @@ fn kernel(datapath: &datapath::Datapath) -> Result<Kernel, datapath::Error> {
     })
 }
 
+fn lacking(refusal: &tables::Refusal) -> Refused {
+    let tables::List { address, protocol: proto, endpoints, in_force } = refusal.list;
+    Refused {
+        lacks: refusal.reason.name().to_owned(),
+        port: Port { address, protocol: protocol(proto.number()) },
+        endpoints,
+        in_force,
+    }
+}
+
 fn why_not_served(service: &model::Service) -> &'static str {
     if service.skip_proxy {
         "its labels give it to another proxy"
@@ -151,6 +168,7 @@ pub(in crate::agent) fn list(state: &State) -> Result<Services, Refusal> {
             affinity_seconds: service.affinity_seconds,
             state,
             reason,
+            refusal: moment.refusal(name),
         });
     }
     let mut strays: Vec<Port> = Vec::new();
@@ -185,6 +203,7 @@ pub(in crate::agent) fn show(state: &State, asked: &str) -> Result<Shown, Refusa
         name: name.name.to_string(),
         state: how,
         reason,
+        refusal: moment.refusal(&name),
         affinity_seconds: service.affinity_seconds,
         internal_traffic_policy: match service.internal_traffic_policy {
             TrafficPolicy::Cluster => "Cluster",

@@ -324,9 +324,14 @@ fn table_problems(tables: &[Table], problems: &mut Vec<Problem>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::ObjectName;
-    use crate::service::tables::Reason;
+    use crate::model::{ObjectName, Protocol};
+    use crate::service::tables::{List, Reason};
     use std::path::PathBuf;
+
+    fn unserved() -> List {
+        let address = "10.96.0.1:80".parse().unwrap();
+        List { address, protocol: Protocol::Tcp, endpoints: 1, in_force: 0 }
+    }
 
     #[test]
     fn each_problem_names_the_next_command() {
@@ -336,6 +341,7 @@ mod tests {
             reason: Reason::Frontends { needed: 3, used: 64, limit: 64 },
             waits: false,
             keeps_rows: false,
+            list: unserved(),
         };
         let services = ServiceStatus { refused: vec![refusal], ..ServiceStatus::default() };
         service_problems(&services, &mut problems);
@@ -400,6 +406,7 @@ mod tests {
             reason: Reason::Frontends { needed: 3, used: 64, limit: 64 },
             waits: true,
             keeps_rows: false,
+            list: unserved(),
         };
         let services = ServiceStatus { waiting: (0..300).map(refusal).collect(), ..ServiceStatus::default() };
         let mut problems = Vec::new();

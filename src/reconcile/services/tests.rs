@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Mutex;
 
-const LIMITS: Limits = Limits { frontends: 8, backends: 8, slots: 8 };
+const LIMITS: Limits = Limits { frontends: 8, backends: 9, slots: 8 };
 
 /// The maps' content, as the kernel would keep it when the agent is gone.
 #[derive(Debug, Default)]
@@ -324,7 +324,7 @@ async fn metrics_have_the_figures_of_the_status() {
         "netd_service_generation 3",
         "netd_service_rows{table=\"frontends\"} 1",
         "netd_service_rows{table=\"slots\"} 2",
-        "netd_service_rows_limit{table=\"backends\"} 7",
+        "netd_service_rows_limit{table=\"backends\"} 8",
         "netd_service_refused 1",
         "netd_service_operations_total 4",
         "netd_service_apply_seconds_count 1",

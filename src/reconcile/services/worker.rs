@@ -154,11 +154,8 @@ impl<M: ServiceMaps> Worker<M> {
             self.take_image(&kernel);
         }
         let (Some(tables), Some(goal)) = (&mut self.tables, &self.goal) else { return Ok(()) };
-        let services = &goal.desired.services;
         let mut plan = match changed {
-            Some(places) => {
-                tables.plan_some(places.iter().filter_map(|at| services.get(*at)), Instant::now())
-            }
+            Some(places) => tables.plan_some(&goal.desired, places, Instant::now()),
             None => tables.plan(&goal.desired, Instant::now()),
         };
         tell(&self.status.refused, &plan.refused);

@@ -1,18 +1,20 @@
 //! Random histories of plans, crashes and restarts against a simulated kernel that checks every write.
 
 mod pieces;
+mod sim;
 mod some;
 
-use super::{Kernel, Limits, NameChange, Op, Tables};
+use super::{Limits, NameChange, Op, Tables};
 use crate::model::{ObjectName, Protocol};
 use crate::service::plan::{Desired, DesiredBackend, DesiredFrontend, DesiredService};
 use netd_bpf::Addr;
 use netd_bpf::service::{Backend, Frontend, FrontendKey, backend_state};
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use sim::Sim;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const QUARANTINE: Duration = Duration::from_secs(1);
 const AMPLE: Limits = Limits { frontends: 64, backends: 128, slots: 512 };
@@ -77,272 +79,24 @@ fn targets(frontend: &DesiredFrontend) -> Vec<Target> {
     frontend.backends.iter().map(|backend| (backend.addr, backend.port)).collect()
 }
 
-/// The kernel's maps, and what a reviewer of every write would remember.
-#[derive(Clone)]
-struct Sim {
-    limits: Limits,
-    now: Instant,
-    frontends: BTreeMap<FrontendKey, Frontend>,
-    slots: Vec<u32>,
-    backends: Vec<Backend>,
-    slot_named: HashMap<usize, Instant>,
-    backend_named: HashMap<u32, Instant>,
-    /// By id and generation: whose it is.
-    given: HashMap<(u32, u32), (Addr, u16, u8, u32)>,
-    owners: BTreeMap<FrontendKey, ObjectName>,
-    /// Services for which the last plan had no room: what they took over from a former agent may be put right
-    /// by the next.
-    short: BTreeSet<ObjectName>,
-}
-
-impl Sim {
-    fn new(limits: Limits) -> Self {
-        Self {
-            limits,
-            now: Instant::now(),
-            frontends: BTreeMap::new(),
-            slots: vec![0; limits.slots as usize],
-            backends: vec![Backend::default(); limits.backends as usize],
-            slot_named: HashMap::new(),
-            backend_named: HashMap::new(),
-            given: HashMap::new(),
-            owners: BTreeMap::new(),
-            short: BTreeSet::new(),
-        }
-    }
-
-    fn kernel(&self) -> Kernel {
-        let rows = (0..).zip(self.backends.iter().copied());
-        Kernel {
-            frontends: self.frontends.iter().map(|(key, row)| (*key, *row)).collect(),
-            slots: self.slots.clone(),
-            backends: rows.filter(|(_, row)| *row != Backend::default()).collect(),
-        }
-    }
-
-    fn read(&self) -> Tables {
-        Tables::read(self.limits, QUARANTINE, &self.kernel(), self.now)
-    }
-
-    fn range(row: &Frontend) -> std::ops::Range<usize> {
-        row.slot_base as usize..row.slot_base as usize + usize::from(row.backends)
-    }
-
-    fn ids(&self, row: &Frontend) -> &[u32] {
-        &self.slots[Self::range(row)]
-    }
-
-    fn resolve(&self, key: &FrontendKey) -> Option<Vec<Target>> {
-        let row = self.frontends.get(key)?;
-        let target = |id: &u32| {
-            let backend = &self.backends[*id as usize];
-            assert_ne!(backend.state, backend_state::FREE, "{key:?} leads to a free backend");
-            assert_eq!(backend.proto, key.proto, "{key:?} leads to another protocol");
-            assert!([0, row.service].contains(&backend.service), "{key:?} leads to another's id {id}");
-            (backend.addr, backend.port)
-        };
-        Some(self.ids(row).iter().map(target).collect())
-    }
-
-    fn named(&self, id: u32) -> bool {
-        !self.namers(id).is_empty()
-    }
-
-    /// Numbers of the Service ports whose frontends name a backend.
-    fn namers(&self, id: u32) -> BTreeSet<u32> {
-        let naming = self.frontends.values().filter(|row| self.ids(row).contains(&id));
-        naming.map(|row| row.service).collect()
-    }
-
-    /// True if nobody else can claim what the frontend's slots name.
-    fn owns_its_backends(&self, key: &FrontendKey) -> bool {
-        let row = &self.frontends[key];
-        self.ids(row).iter().all(|id| {
-            let own = self.backends[*id as usize];
-            let numbered = Backend { service: row.service, ..own };
-            own == numbered
-                || own.service == 0
-                    && self.namers(*id) == BTreeSet::from([row.service])
-                    && !(0..).zip(&self.backends).any(|(other, row)| {
-                        let same = Backend { state: own.state, generation: own.generation, ..*row };
-                        same == numbered && self.named(other)
-                    })
-        })
-    }
-
-    /// The tables as an agent of schema 1 leaves them: one id for all Services of an endpoint, and no row
-    /// says whose it is.
-    fn back_to_schema_1(&mut self) {
-        let same = |a: &Backend, b: &Backend| (a.addr, a.port, a.proto) == (b.addr, b.port, b.proto);
-        let ids: BTreeSet<u32> = self.frontends.values().flat_map(|row| self.ids(row)).copied().collect();
-        for id in 1..self.limits.backends {
-            let row = self.backends[id as usize];
-            let first = ids.iter().find(|first| same(&self.backends[**first as usize], &row));
-            if let Some(first) = first.copied()
-                && first != id
-                && row.state != backend_state::FREE
-            {
-                self.slots.iter_mut().filter(|slot| **slot == id).for_each(|slot| *slot = first);
-                self.backends[id as usize] = Backend { generation: row.generation + 1, ..Backend::default() };
-            }
-        }
-        self.given.clear();
-        for (id, row) in (0..).zip(&mut self.backends) {
-            row.service = 0;
-            if row.state != backend_state::FREE {
-                self.given.insert((id, row.generation), (row.addr, row.port, row.proto, 0));
-            }
-        }
-    }
-
-    /// Remembers when the row's slots and backends were last named.
-    fn leave(&mut self, key: &FrontendKey) {
-        if let Some(row) = self.frontends.get(key).copied() {
-            for id in self.ids(&row).to_vec() {
-                self.backend_named.insert(id, self.now);
-            }
-            for slot in Self::range(&row) {
-                self.slot_named.insert(slot, self.now);
-            }
-        }
-    }
-
-    fn rested(&self, since: Option<&Instant>) -> bool {
-        since.is_none_or(|since| self.now - *since >= QUARANTINE)
-    }
-
-    /// Writes without looking.
-    fn put(&mut self, op: &Op) {
-        match op {
-            Op::SetBackend { id, row } => self.backends[*id as usize] = *row,
-            Op::SetSlots { base, ids } => {
-                self.slots[*base as usize..*base as usize + ids.len()].copy_from_slice(ids);
-            }
-            Op::SetFrontend { key, row } => drop(self.frontends.insert(*key, *row)),
-            Op::DeleteFrontend { key } => drop(self.frontends.remove(key)),
-        }
-    }
-
-    /// Writes, and checks that a careful agent may.
-    fn apply(&mut self, op: &Op, desired: &Desired) {
-        match op {
-            Op::SetBackend { id, row } => {
-                assert!(*id != 0 && *id < self.limits.backends, "id {id}");
-                let before = self.backends[*id as usize];
-                match row.state {
-                    backend_state::ACTIVE => {
-                        let is = (row.addr, row.port, row.proto, row.service);
-                        let first = *self.given.entry((*id, row.generation)).or_insert(is);
-                        if before.state == backend_state::FREE {
-                            assert!(row.generation >= before.generation && row.generation > 0);
-                        } else {
-                            assert_eq!(before.generation, row.generation, "id {id} is in use");
-                        }
-                        if first.3 == 0 {
-                            // A row of schema 1 gets its number, which no other's flow may find there.
-                            assert!(self.namers(*id).iter().all(|namer| *namer == row.service), "id {id}");
-                            self.given.insert((*id, row.generation), is);
-                        }
-                        assert_eq!((first.0, first.1, first.2), (is.0, is.1, is.2), "id {id} for two");
-                        assert!([0, is.3].contains(&first.3) && is.3 != 0, "id {id} for two Services");
-                    }
-                    backend_state::TERMINATING => {
-                        assert!(!self.named(*id), "id {id} is named");
-                        assert_eq!(Backend { state: row.state, ..before }, *row);
-                    }
-                    backend_state::FREE => {
-                        assert!(!self.named(*id), "id {id} is named");
-                        assert!(self.rested(self.backend_named.get(id)), "id {id} freed too soon");
-                        assert_eq!(before.state, backend_state::TERMINATING);
-                        assert_ne!(before.generation, row.generation);
-                    }
-                    other => panic!("state {other}"),
-                }
-            }
-            Op::SetSlots { base, ids } => {
-                let range = *base as usize..*base as usize + ids.len();
-                assert!(range.end <= self.limits.slots as usize, "slots {range:?}");
-                // Over the head of the one list that is there, with what is wanted of it.
-                let overlaps = |row: &Frontend| {
-                    let its = Self::range(row);
-                    its.start < range.end && range.start < its.end
-                };
-                let over: Vec<FrontendKey> =
-                    self.frontends.iter().filter(|(_, row)| overlaps(row)).map(|(key, _)| *key).collect();
-                if let [key] = over[..] {
-                    let row = self.frontends[&key];
-                    assert!(row.slot_base == *base && ids.len() <= usize::from(row.backends), "{key:?}");
-                    let wanted = desired.services.iter().flat_map(|s| &s.frontends).find(|f| f.key == key);
-                    let target = |id: &u32| {
-                        let backend = self.backends[*id as usize];
-                        (backend.addr, backend.port)
-                    };
-                    assert_eq!(ids.iter().map(target).collect::<Vec<_>>(), targets(wanted.unwrap()));
-                    self.leave(&key);
-                    self.put(op);
-                    return;
-                }
-                for slot in range {
-                    let named = self.frontends.values().any(|row| Self::range(row).contains(&slot));
-                    assert!(!named, "slot {slot} is named");
-                    assert!(self.rested(self.slot_named.get(&slot)), "slot {slot} reused too soon");
-                }
-            }
-            Op::SetFrontend { key, row } => {
-                assert!(usize::from(row.backends_local) <= usize::from(row.backends) && row.service != 0);
-                self.leave(key);
-                let mut services = desired.services.iter();
-                let owner = services.find(|s| s.frontends.iter().any(|f| f.key == *key)).unwrap();
-                self.owners.insert(*key, owner.name.clone());
-            }
-            Op::DeleteFrontend { key } => {
-                assert!(self.frontends.contains_key(key), "{key:?} is not there");
-                self.leave(key);
-                self.owners.remove(key);
-            }
-        }
-        self.put(op);
-        assert!(self.frontends.len() <= self.limits.frontends as usize, "frontends");
-    }
-
-    /// Every id is that of the Service port that names it.
-    fn all_is_numbered(&self) {
-        for row in self.frontends.values() {
-            for id in self.ids(row) {
-                assert_eq!(self.backends[*id as usize].service, row.service, "id {id}");
-            }
-        }
-    }
-
-    fn resolved(&self) -> BTreeMap<FrontendKey, Vec<Target>> {
-        self.frontends.keys().map(|key| (*key, self.resolve(key).unwrap())).collect()
-    }
-
-    /// The ids that frontends name for each backend of each Service port: one, but while ids are parted.
-    fn ids_by_target(&self) -> BTreeMap<(u32, Target, u8), BTreeSet<u32>> {
-        let mut ids: BTreeMap<_, BTreeSet<u32>> = BTreeMap::new();
-        for (key, row) in &self.frontends {
-            for id in self.ids(row) {
-                let backend = self.backends[*id as usize];
-                let target = (row.service, (backend.addr, backend.port), key.proto);
-                ids.entry(target).or_default().insert(*id);
-            }
-        }
-        ids
-    }
-}
-
 /// Applies the first operations of a plan for `desired` (all: `None`), looking at every frontend after each.
 fn step(sim: &mut Sim, tables: &mut Tables, desired: &Desired, stop: Option<usize>) -> bool {
     let mut before = sim.clone();
     let old = before.resolved();
     let new: BTreeMap<FrontendKey, (&DesiredService, &DesiredFrontend)> =
         desired.services.iter().flat_map(|s| s.frontends.iter().map(move |f| (f.key, (s, f)))).collect();
-    let plan = tables.plan(desired, sim.now);
-    let short: BTreeSet<&ObjectName> =
-        plan.refused.iter().chain(&plan.waiting).map(|refusal| &refusal.service).collect();
-
-    sim.short = short.iter().map(|name| (*name).clone()).collect();
+    let planned = sim.now;
+    let plan = tables.plan(desired, planned);
+    let mut short = sim.note(&plan);
+    // Whatever was admitted can be replaced whole, at the latest after the quarantine.
+    for refusal in plan.refused.iter().filter(|_| sim.orderly) {
+        let mut frontends = new.values().filter(|(s, _)| s.name == refusal.service).map(|(_, f)| f);
+        let more = frontends.any(|f| {
+            before.owners.get(&f.key) != Some(&refusal.service)
+                || old.get(&f.key).is_none_or(|former| former.len() < f.backends.len())
+        });
+        assert!(more, "{refusal}");
+    }
     // The kernel does not say whose a row is: after a restart whoever claims it has it.
     for (key, (service, _)) in &new {
         if before.frontends.contains_key(key) {
@@ -350,28 +104,35 @@ fn step(sim: &mut Sim, tables: &mut Tables, desired: &Desired, stop: Option<usiz
             sim.owners.entry(*key).or_insert_with(|| service.name.clone());
         }
     }
-    // As it was: the same lists, and one number per port that nobody else can claim after a restart either.
+    // Nobody else can claim the row's number, after a restart either.
+    let own_number = |key: &FrontendKey, service: &DesiredService| {
+        let number = before.frontends[key].service;
+        let mut rows = before.frontends.iter().filter(|(_, row)| row.service == number);
+        rows.all(|(other, _)| match new.get(other) {
+            Some((s, f)) => s.name == service.name && f.key.proto == key.proto,
+            None => {
+                other.proto == key.proto
+                    && before.owners.get(other).is_none_or(|owner| *owner == service.name)
+            }
+        })
+    };
+    let one_number = |service: &DesiredService| {
+        [6, 17].iter().all(|proto| {
+            let rows = service.frontends.iter().filter(|f| f.key.proto == *proto);
+            let numbers = rows.filter_map(|f| Some(before.frontends.get(&f.key)?.service));
+            numbers.collect::<BTreeSet<_>>().len() <= 1
+        })
+    };
+    // As it was: the same lists, and one number per port.
     let settled = |service: &DesiredService| {
-        let alone = |number: u32, proto: u8| {
-            let mut rows = before.frontends.iter().filter(|(_, row)| row.service == number);
-            rows.all(|(key, _)| match new.get(key) {
-                Some((s, f)) => s.name == service.name && f.key.proto == proto,
-                None => {
-                    key.proto == proto && before.owners.get(key).is_none_or(|owner| *owner == service.name)
-                }
-            })
-        };
         !before.short.contains(&service.name)
             && service.frontends.iter().all(|f| {
                 before.owners.get(&f.key) == Some(&service.name)
                     && old.get(&f.key) == Some(&targets(f))
                     && before.owns_its_backends(&f.key)
-                    && alone(before.frontends[&f.key].service, f.key.proto)
+                    && own_number(&f.key, service)
             })
-            && [6, 17].iter().all(|proto| {
-                let rows = service.frontends.iter().filter(|f| f.key.proto == *proto);
-                rows.map(|f| before.frontends[&f.key].service).collect::<BTreeSet<_>>().len() <= 1
-            })
+            && one_number(service)
     };
     let count = stop.map_or(plan.ops.len(), |stop| stop % (plan.ops.len() + 1));
     for op in &plan.ops[..count] {
@@ -392,7 +153,9 @@ fn step(sim: &mut Sim, tables: &mut Tables, desired: &Desired, stop: Option<usiz
             let next = new.get(&key).map(|(_, f)| targets(f)).unwrap_or_default();
             assert!(resolved.iter().all(|t| former.contains(t) || next.contains(t)), "{key:?} {resolved:?}");
             if !next.is_empty() && (!former.is_empty() || !old.contains_key(&key)) {
-                assert!(!resolved.is_empty(), "{key:?} leads nowhere");
+                let no_room = new.get(&key).is_some_and(|(service, _)| short.contains(&service.name));
+                let nothing_left = no_room && former.iter().all(|target| !next.contains(target));
+                assert!(!resolved.is_empty() || nothing_left, "{key:?} leads nowhere");
             }
         }
         for key in old.keys().filter(|key| !sim.frontends.contains_key(key)) {
@@ -411,6 +174,17 @@ fn step(sim: &mut Sim, tables: &mut Tables, desired: &Desired, stop: Option<usiz
         return false;
     }
     tables.applied(sim.now);
+    // The same again finds nothing to do, but for what the changes themselves gave room to.
+    for round in 0.. {
+        let again = tables.plan(desired, planned);
+        if again.ops.is_empty() {
+            break;
+        }
+        assert!(round < 8, "no end of {:?}", again.ops);
+        again.ops.iter().for_each(|op| sim.apply(op, desired));
+        tables.applied(sim.now);
+        short = sim.note(&again);
+    }
     // Of those that shared an id one has kept it, if all are still there.
     for id in were.values().filter(|ids| ids.len() == 1).flatten() {
         let mut namers = were.iter().filter(|(_, were)| were.contains(id)).map(|(target, _)| are.get(target));
@@ -424,9 +198,19 @@ fn step(sim: &mut Sim, tables: &mut Tables, desired: &Desired, stop: Option<usiz
     for (key, (service, frontend)) in &new {
         let resolved = sim.resolve(key);
         if short.contains(&service.name) {
-            let kept = before.owners.get(key) == Some(&service.name) && resolved == old.get(key).cloned();
-            let led = kept || resolved.is_none_or(|resolved| resolved == targets(frontend));
-            assert!(led, "{key:?} is neither as it was, nor as it ought to be, nor gone");
+            let resolved = resolved.unwrap_or_default();
+            let wanted = targets(frontend);
+            let mut rest = wanted.iter();
+            assert!(resolved.iter().all(|one| rest.any(|other| other == one)), "{key:?}: {resolved:?}");
+            // What the row had of it stays, and each of its slots is used if there is an id for it.
+            if before.owners.get(key) == Some(&service.name) && sim.frontends.contains_key(key) {
+                let former = &old[key];
+                assert!(former.iter().all(|one| !wanted.contains(one) || resolved.contains(one)), "{key:?}");
+                let ids = sim.backends.iter().skip(1).filter(|row| row.state == backend_state::FREE).count();
+                let own = before.owns_its_backends(key) && own_number(key, service) && one_number(service);
+                let fits = resolved.len() >= former.len().min(wanted.len());
+                assert!(fits || ids == 0 || !own, "{key:?}: {resolved:?} of {wanted:?}, {ids} ids are free");
+            }
             continue;
         }
         assert_eq!(resolved, Some(targets(frontend)));
@@ -462,16 +246,29 @@ fn history(limits: Limits, steps: &[(Wants, Option<usize>, u16)], upgrade: Optio
         if upgrade.is_some_and(|upgrade| upgrade % steps.len() == at) {
             sim.back_to_schema_1();
             sim.owners.clear();
+            sim.orderly = false;
             tables = sim.read();
         }
         if !step(&mut sim, &mut tables, &desired(wants), *stop) {
             tables = sim.read();
             sim.owners.clear();
+            sim.orderly = false;
         }
         sim.now += Duration::from_millis(u64::from(*pause));
     }
-    // The last state is reached, however little room there is to change in.
     let last = desired(&steps.last().unwrap().0);
+    // Who is told to wait is in once the quarantine is over.
+    step(&mut sim, &mut tables, &last, None);
+    let waiting = sim.waiting.clone();
+    let refused: BTreeSet<_> = sim.short.difference(&waiting).cloned().collect();
+    for _ in 0..super::FORESEEN {
+        sim.now += QUARANTINE;
+        step(&mut sim, &mut tables, &last, None);
+    }
+    let left: Vec<_> = waiting.intersection(&sim.short).collect();
+    assert!(left.is_empty(), "{left:?} waited in vain");
+    assert!(refused.is_subset(&sim.short), "{refused:?} were refused too soon");
+    // The last state is reached, however little room there is to change in.
     for _ in 0..8 {
         step(&mut sim, &mut tables, &last, None);
         sim.now += QUARANTINE;

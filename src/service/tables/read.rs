@@ -140,8 +140,9 @@ impl Tables {
                 None => drift.push(Drift::FrontendUnknown(*key)),
                 Some(record) if record.row != *row => drift.push(Drift::FrontendDiffers(*key)),
                 Some(record) => {
-                    let range = record.range.unwrap_or_default();
-                    let slots = kernel.slots.get(range.base as usize..(range.base + range.len) as usize);
+                    let slots = record.range.map_or(Some(&[][..]), |Range { base, .. }| {
+                        kernel.slots.get(base as usize..base as usize + record.ids.len())
+                    });
                     if slots != Some(&record.ids) {
                         drift.push(Drift::SlotsDiffer(*key));
                     }

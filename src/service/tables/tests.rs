@@ -134,37 +134,199 @@ fn slots_are_kept_so_that_the_longest_list_can_change() {
     );
     let two = |a, b| desired([service(1, a), service(2, b)]);
     assert_eq!(done(&mut tables, &two([1, 2, 3], [1, 2, 3]), now).refused, []);
-    // Both change wholly: one now, the other when the first one's slots come out of quarantine.
+    // Both change wholly: one in free slots, the other in its own.
     let plan = done(&mut tables, &two([4, 5, 6], [4, 5, 6]), now);
+    assert_eq!((plan.refused, plan.waiting), (vec![], vec![]));
+    let bases = plan.ops.iter().filter_map(|op| match op {
+        Op::SetSlots { base, .. } => Some(*base),
+        _ => None,
+    });
+    assert_eq!(bases.collect::<Vec<_>>(), [6, 3]);
+    // One that is there may not grow into what is kept, but what is gone of it goes.
+    let grown = desired([service(1, [4, 6, 7, 8]), service(2, [4, 5, 6])]);
+    let plan = done(&mut tables, &grown, now + QUARANTINE);
     assert_eq!(
-        texts(&plan.waiting),
+        texts(&plan.refused),
         [
-            "Service shop/s2 stays as it was: it needs 3 slots side by side, 1 of 10 are free in pieces and 3 in \
-          quarantine (datapath.slots)"
+            "Service shop/s1 leads to 3 of 4 endpoints at 11.0.0.1:80/TCP: it needs 4 slots, others use 3 of 10 and 4 \
+          are kept for changes (datapath.slots)"
         ]
     );
-    let plan = done(&mut tables, &two([4, 5, 6], [4, 5, 6]), now + QUARANTINE);
+    let written = plan.ops.iter().filter(|op| !matches!(op, Op::SetBackend { .. }));
+    let key = service(1, []).frontends[0].key;
+    let row = Frontend { service: 1, slot_base: 6, backends: 3, generation: 3, ..Frontend::default() };
+    let rest = [Op::SetSlots { base: 6, ids: vec![7, 9, 1] }, Op::SetFrontend { key, row }];
+    assert_eq!(written.cloned().collect::<Vec<_>>(), rest);
+    assert_eq!(done(&mut tables, &grown, now + QUARANTINE).ops, [], "nothing has changed");
+    // The other shrinks, and the whole list comes.
+    let room = desired([service(1, [4, 6, 7, 8]), service(2, [4])]);
+    done(&mut tables, &room, now + QUARANTINE);
+    let plan = done(&mut tables, &room, now + 2 * QUARANTINE);
     assert_eq!((plan.refused, plan.waiting), (vec![], vec![]));
-    assert!(plan.ops.iter().any(|op| matches!(op, Op::SetFrontend { .. })));
-    // One that is there may not grow into what is kept; it stays as it was.
-    let grown = desired([service(1, [4, 5, 6, 7]), service(2, [4, 5, 6])]);
-    let plan = done(&mut tables, &grown, now + 2 * QUARANTINE);
-    assert!(plan.refused[0].keeps_rows && !plan.refused[0].waits, "{plan:?}");
+    assert_eq!(tables.usages().slots.used, 5);
 }
 
 #[test]
 fn a_full_backend_table_turns_away_or_lets_wait() {
-    let (mut tables, now) = empty(8, 5, 64);
+    let (mut tables, now) = empty(8, 8, 64);
     let plan = done(&mut tables, &desired([service(1, [1, 2]), service(2, [1, 2, 3])]), now);
     assert_eq!(
         texts(&plan.refused),
-        ["Service shop/s2 is not served: it needs 3 more backends, 2 of 4 are in use and 0 in quarantine \
-          (datapath.backends)"]
+        [
+            "Service shop/s2 is not served: it needs 3 more backends, 2 of 7 are in use, 0 in quarantine and 3 kept \
+          for changes (datapath.backends)"
+        ]
     );
-    let plan = done(&mut tables, &desired([service(2, [3, 4, 5])]), now);
+    let other = [3, 4, 5, 6, 7];
+    let plan = done(&mut tables, &desired([service(2, other)]), now);
+    assert_eq!((plan.refused.len(), plan.waiting.len()), (1, 0), "it could never change wholly: {plan:?}");
+    let three = desired([service(2, [3, 4, 5])]);
+    let plan = done(&mut tables, &three, now);
+    assert_eq!((plan.refused.len(), plan.waiting.len()), (0, 0), "{plan:?}");
+    let now = now + QUARANTINE;
+    let plan = done(&mut tables, &desired([service(2, [6, 7, 8])]), now);
+    assert_eq!((plan.refused.len(), plan.waiting.len()), (0, 0), "the reserve is for this: {plan:?}");
+    // One is free.
+    let other = desired([service(3, [9, 10])]);
+    let plan = done(&mut tables, &other, now);
     assert_eq!((plan.refused.len(), plan.waiting.len()), (0, 1), "{plan:?}");
-    let plan = done(&mut tables, &desired([service(2, [3, 4, 5])]), now + QUARANTINE);
+    let plan = done(&mut tables, &other, now + QUARANTINE);
     assert_eq!(plan.waiting, []);
+}
+
+/// What the frontend of a Service leads to, by the last octet.
+fn leads_to(kernel: &Kernel, n: u8) -> Vec<u8> {
+    let key = service(n, []).frontends[0].key;
+    let (_, row) = kernel.frontends.iter().find(|(other, _)| *other == key).expect("its row");
+    let ids = &kernel.slots[row.slot_base as usize..][..row.backends.into()];
+    let backends =
+        ids.iter().map(|id| kernel.backends.iter().find(|(other, _)| other == id).expect("its row"));
+    backends.map(|(_, backend)| (backend.addr.0[3] >> 24) as u8).collect()
+}
+
+/// Tables over a kernel that they are written to.
+struct Written {
+    tables: Tables,
+    kernel: Kernel,
+    now: Instant,
+}
+
+impl Written {
+    fn new(limits: Limits) -> Self {
+        let now = Instant::now();
+        let kernel = Kernel { slots: vec![0; limits.slots as usize], ..Kernel::default() };
+        Self { tables: Tables::read(limits, QUARANTINE, &kernel, now), kernel, now }
+    }
+
+    fn bring(&mut self, services: impl IntoIterator<Item = DesiredService>) -> Plan {
+        let plan = self.tables.plan(&desired(services), self.now);
+        for op in plan.ops.clone() {
+            let Kernel { frontends, slots, backends } = &mut self.kernel;
+            match op {
+                Op::SetBackend { id, row } => {
+                    backends.retain(|(other, _)| *other != id);
+                    backends.push((id, row));
+                }
+                Op::SetSlots { base, ids } => slots[base as usize..][..ids.len()].copy_from_slice(&ids),
+                Op::SetFrontend { key, row } => {
+                    frontends.retain(|(other, _)| *other != key);
+                    frontends.push((key, row));
+                }
+                Op::DeleteFrontend { key } => frontends.retain(|(other, _)| *other != key),
+            }
+        }
+        self.tables.applied(self.now);
+        assert_eq!(self.tables.drift(&self.kernel), []);
+        plan
+    }
+
+    fn rest(&mut self) {
+        self.now += QUARANTINE;
+    }
+}
+
+#[test]
+fn every_admitted_list_can_be_replaced_whole() {
+    let mut written = Written::new(Limits { frontends: 8, backends: 10, slots: 64 });
+    let all = |a: &[u32], b: &[u32], c: &[u32]| {
+        [service(1, a.to_vec()), service(2, b.to_vec()), service(3, c.to_vec())]
+    };
+    let plan = written.bring(all(&[1, 2, 3], &[4, 5, 6], &[7]));
+    assert_eq!(
+        texts(&plan.refused),
+        [
+            "Service shop/s3 is not served: it needs 1 more backends, 6 of 9 are in use, 0 in quarantine and 3 kept \
+          for changes (datapath.backends)"
+        ]
+    );
+    // With all new endpoints, both at once: the first list has the reserve, the other what that leaves.
+    let plan = written.bring(all(&[11, 12, 13], &[14, 15, 16], &[]));
+    assert_eq!((plan.refused, plan.waiting.len()), (vec![], 1));
+    assert_eq!((leads_to(&written.kernel, 1), leads_to(&written.kernel, 2)), (vec![11, 12, 13], vec![]));
+    written.rest();
+    let plan = written.bring(all(&[11, 12, 13], &[14, 15, 16], &[]));
+    assert_eq!((plan.refused, plan.waiting), (vec![], vec![]));
+    assert_eq!(leads_to(&written.kernel, 2), [14, 15, 16]);
+}
+
+#[test]
+fn no_list_leads_to_what_is_gone_while_ids_lack() {
+    // A former agent gave out all ids: of two lists of three, and to a Service that stays.
+    let mut written = Written::new(Limits { frontends: 8, backends: 64, slots: 64 });
+    let all = |a: &[u32], b: &[u32]| [service(1, a.to_vec()), service(2, b.to_vec()), service(3, [9])];
+    written.bring(all(&[1, 2, 3], &[4, 5, 6]));
+    let limits = Limits { frontends: 8, backends: 8, slots: 64 };
+    written.tables = Tables::read(limits, QUARANTINE, &written.kernel, written.now);
+
+    let plan = written.bring(all(&[2, 7], &[5, 6, 7, 8]));
+    assert_eq!((leads_to(&written.kernel, 1), leads_to(&written.kernel, 2)), (vec![2], vec![5, 6]));
+    assert_eq!(
+        texts(&plan.waiting),
+        [
+            "Service shop/s1 leads to 1 of 2 endpoints at 11.0.0.1:80/TCP: it needs 1 more backends, 7 of 7 are in \
+          use, 0 in quarantine and 0 kept for changes (datapath.backends)"
+        ]
+    );
+    assert_eq!(
+        texts(&plan.refused),
+        [
+            "Service shop/s2 leads to 2 of 4 endpoints at 11.0.0.2:80/TCP: it needs 1 more backends, 6 of 7 are in \
+          use, 0 in quarantine and 4 kept for changes (datapath.backends)"
+        ],
+        "what it will lack when the others' quarantine is over"
+    );
+    assert_eq!(written.bring(all(&[2, 7], &[5, 6, 7, 8])).ops, [], "nothing has changed");
+    // The ids of those that are gone come free: the slots are still there for what they give.
+    written.rest();
+    let plan = written.bring(all(&[2, 7], &[5, 6, 7, 8]));
+    assert_eq!((leads_to(&written.kernel, 1), leads_to(&written.kernel, 2)), (vec![2, 7], vec![5, 6, 7]));
+    assert_eq!((plan.waiting, plan.refused[0].list.in_force), (vec![], 3));
+    assert_eq!(written.bring(all(&[2, 7], &[5, 6, 7, 8])).ops, []);
+    // The list is what there is of it, or nothing: no slot is kept for more.
+    written.bring(all(&[2, 7], &[5]));
+    assert_eq!((leads_to(&written.kernel, 2), written.tables.usages().slots.used), (vec![5], 4));
+}
+
+#[test]
+fn a_list_of_which_nothing_is_left_has_no_backends_and_fills_up_again() {
+    let mut written = Written::new(Limits { frontends: 8, backends: 64, slots: 64 });
+    written.bring([service(1, [1, 2]), service(2, [3, 4])]);
+    let limits = Limits { frontends: 8, backends: 5, slots: 64 };
+    written.tables = Tables::read(limits, QUARANTINE, &written.kernel, written.now);
+    let plan = written.bring([service(1, [5, 6]), service(2, [3, 4])]);
+    assert_eq!((plan.refused.len(), plan.waiting.len(), plan.waiting[0].list.in_force), (0, 1, 0));
+    assert_eq!(leads_to(&written.kernel, 1), [0_u8; 0]);
+    // No endpoints are wanted now, and then again some: no slots were lost or kept meanwhile.
+    written.bring([service(1, []), service(2, [3, 4])]);
+    assert_eq!(written.tables.usages().slots.used, 2);
+    written.rest();
+    let plan = written.bring([service(1, [5, 6]), service(2, [3, 4])]);
+    assert_eq!(plan.refused.len(), 1, "it is a new list, and there is no reserve");
+    let plan = written.bring([service(1, [5, 6])]);
+    assert_eq!(plan.refused, []);
+    written.rest();
+    assert_eq!(written.bring([service(1, [5, 6])]).waiting, []);
+    assert_eq!(leads_to(&written.kernel, 1), [5, 6]);
 }
 
 #[test]
@@ -329,8 +491,10 @@ fn services_share_an_id_of_schema_1_until_there_is_room() {
     let plan = done(&mut tables, &wanted, now);
     assert_eq!(
         texts(&plan.refused),
-        ["Service shop/s2 stays as it was: it needs 1 more backends, 7 of 7 are in use and 0 in quarantine \
-          (datapath.backends)"]
+        [
+            "Service shop/s2 stays as it was: it needs 1 more backends, 7 of 7 are in use, 0 in quarantine and 0 kept \
+          for changes (datapath.backends)"
+        ]
     );
     let shared = |op: &Op| matches!(op, Op::SetBackend { id: 1, .. } | Op::SetFrontend { .. });
     assert!(plan.ops.len() == 6 && !plan.ops.iter().any(shared), "{plan:?}");
@@ -375,11 +539,12 @@ fn a_list_that_is_no_longer_changes_however_slots_are_in_pieces() {
     // One shrinks, the other changes.
     assert_eq!(changed(&[1, 3], &[4, 5, 6], now), (flip(1, 1, 2, 0, &[1, 3]), 0));
     assert_eq!(changed(&[1, 3], &[4, 5, 7], now), (flip(2, 2, 2, 4, &[4, 5, 7]), 0));
-    // Where waiting gives one piece, the list waits, and changes in one step.
-    assert_eq!(changed(&[1, 8], &[4, 5, 7], now), (vec![], 1));
+    // Nor does it wait for slots that are in quarantine: those that are gone must not be led to.
+    assert_eq!(changed(&[1, 8], &[4, 5, 7], now), (flip(1, 1, 3, 0, &[1, 8]), 0));
+    // Where slots lie side by side, the list changes in one step.
     assert_eq!(
-        changed(&[1, 8], &[4, 5, 7], now + QUARANTINE),
-        (flip(1, 1, 3, 2, &[1, 2]), 0),
+        changed(&[1, 9], &[4, 5, 7], now + QUARANTINE),
+        (flip(1, 1, 4, 2, &[1, 2]), 0),
         "the new one has the id of one that is gone"
     );
 }
@@ -395,7 +560,7 @@ fn both(n: u8, first: &[u32], second: &[u32]) -> DesiredService {
 fn the_lists_of_one_service_change_one_after_the_other_if_they_must() {
     let (mut tables, now) = empty(8, 64, 9);
     assert_eq!(done(&mut tables, &desired([both(1, &[1, 2, 3], &[1, 2, 3])]), now).refused, []);
-    let changed = desired([both(1, &[4, 5, 6], &[4, 5, 6])]);
+    let changed = desired([both(1, &[4, 5, 6, 7], &[])]);
     let plan = done(&mut tables, &changed, now);
     assert_eq!((plan.waiting.len(), plan.refused.len()), (1, 0), "{plan:?}");
     let plan = done(&mut tables, &changed, now + QUARANTINE);

@@ -129,8 +129,8 @@ impl Tables {
         }
     }
 
-    /// Rows that cannot change for want of room stay as they are; but one that cannot be trusted, or that was
-    /// another Service's, would send its clients astray, and goes.
+    /// Of rows that cannot change for want of room, one that cannot be trusted, or that was another Service's, would
+    /// send its clients astray, and goes.
     pub(super) fn part_with(
         &mut self,
         service: &DesiredService,

@@ -26,8 +26,9 @@ proptest! {
             let before = desired(&now);
             change(&mut now, lists);
             let after = desired(&now);
-            let changed = before.services.iter().zip(&after.services).filter(|(old, new)| old != new);
-            let part = some.plan_some(changed.map(|(_, new)| new), sim.now);
+            let differs = |at: &usize| before.services[*at] != after.services[*at];
+            let places: Vec<usize> = (0..after.services.len()).filter(differs).collect();
+            let part = some.plan_some(&after, &places, sim.now);
             let whole = all.plan(&after, sim.now);
             prop_assert!(whole.refused.is_empty() && whole.waiting.is_empty());
             prop_assert_eq!(whole, part);
