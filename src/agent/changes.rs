@@ -137,16 +137,14 @@ fn service_events(old: &[DesiredService], new: &[DesiredService], events: &mut V
 
 fn refusal_events(old: &ServiceStatus, new: &ServiceStatus, events: &mut Vec<Event>) {
     let bad = |subject, message: String| Event { bad: true, ..event(Kind::Service, subject, message) };
-    for refusal in &new.refused {
-        // The numbers in it change with every other Service.
-        if old.refused.iter().all(|other| other.service != refusal.service) {
+    // Once, whether it waits meanwhile or not.
+    for refusal in new.refused.iter().chain(&new.waiting) {
+        if new.told.contains_key(&refusal.service) && !old.told.contains_key(&refusal.service) {
             events.push(bad(of(&refusal.service), refusal.to_string()));
         }
     }
-    for refusal in &old.refused {
-        if new.refused.iter().all(|other| other.service != refusal.service) {
-            events.push(event(Kind::Service, of(&refusal.service), "is no longer refused"));
-        }
+    for service in old.told.keys().filter(|service| !new.told.contains_key(*service)) {
+        events.push(event(Kind::Service, of(service), "is no longer refused"));
     }
     for conflict in new.conflicts.iter().filter(|conflict| !old.conflicts.contains(conflict)) {
         events.push(bad(of(&conflict.service), conflict.to_string()));
@@ -316,11 +314,25 @@ mod tests {
             keeps_rows: false,
             list: unserved(),
         };
-        let with = |refused| ServiceStatus { refused, ..ServiceStatus::default() };
+        let with = |refused: Vec<Refusal>| {
+            let lacks = |one: &Refusal| (one.service.clone(), BTreeSet::from(["frontends"]));
+            let told = refused.iter().map(lacks).collect();
+            ServiceStatus { refused, told, ..ServiceStatus::default() }
+        };
         let (none, one) = (with(Vec::new()), with(vec![refusal(3)]));
         insta::assert_snapshot!(told(|events| refusal_events(&none, &one, events)), @"! service shop/big: Service shop/big is not served: it needs 3 more frontends, 64 of 64 are in use (datapath.frontends)");
         assert_eq!(told(|events| refusal_events(&one, &with(vec![refusal(4)]), events)), "");
         insta::assert_snapshot!(told(|events| refusal_events(&one, &none, events)), @"service shop/big: is no longer refused");
+        // Room comes out of quarantine, perhaps for others: it is not served yet.
+        let wait = || Refusal { waits: true, ..refusal(3) };
+        let waiting = ServiceStatus { refused: Vec::new(), waiting: vec![wait()], ..one.clone() };
+        assert_eq!(told(|events| refusal_events(&one, &waiting, events)), "");
+        assert_eq!(told(|events| refusal_events(&waiting, &one, events)), "");
+        insta::assert_snapshot!(told(|events| refusal_events(&waiting, &none, events)), @"service shop/big: is no longer refused");
+        // Who never was refused has nothing that ends.
+        let new = ServiceStatus { waiting: vec![wait()], ..ServiceStatus::default() };
+        assert_eq!(told(|events| refusal_events(&none, &new, events)), "");
+        assert_eq!(told(|events| refusal_events(&new, &none, events)), "");
         let failed =
             ServiceStatus { error: Some("map full".to_owned()), drift: 2, ..ServiceStatus::default() };
         insta::assert_snapshot!(told(|events| refusal_events(&none, &failed, events)), @r"

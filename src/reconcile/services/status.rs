@@ -1,8 +1,10 @@
 //! What the Service reconciler tells of itself.
 
+use crate::model::ObjectName;
 use crate::service::plan::{Conflict, Untranslatable};
 use crate::service::tables::{Drift, Refusal, Usages};
 use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// State after the last step.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -21,6 +23,8 @@ pub struct ServiceStatus {
     pub refused: Vec<Refusal>,
     /// Services that fit once the quarantine gives room.
     pub waiting: Vec<Refusal>,
+    /// Services that were refused and still lack something, if only time, with the reasons that were told.
+    pub told: BTreeMap<ObjectName, BTreeSet<&'static str>>,
     /// Addresses that two Services claim.
     pub conflicts: Vec<Conflict>,
     /// Ports with endpoints that are left out.
@@ -50,5 +54,68 @@ impl ServiceStatus {
             && self.waiting.is_empty()
             && self.conflicts.is_empty()
             && self.untranslatable.is_empty()
+    }
+    /// Takes over who is refused and who waits; gives what is to be told: refusals for a reason that was not told
+    /// yet, and Services that are not refused any more. Who waits after a refusal is not served for that.
+    pub(super) fn refuse(&mut self, refused: Vec<Refusal>, waiting: Vec<Refusal>) -> News {
+        (self.refused, self.waiting) = (refused, waiting);
+        let lacking: HashSet<&ObjectName> =
+            self.refused.iter().chain(&self.waiting).map(|refusal| &refusal.service).collect();
+        let over = self.told.keys().filter(|service| !lacking.contains(service)).cloned().collect();
+        self.told.retain(|service, _| lacking.contains(service));
+        // The numbers in it change with every other Service.
+        let told = &mut self.told;
+        let new = |refusal: &&Refusal| {
+            told.entry(refusal.service.clone()).or_default().insert(refusal.reason.name())
+        };
+        News { refused: self.refused.iter().filter(new).cloned().collect(), over }
+    }
+}
+
+/// What changed about refusals.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct News {
+    /// To be warned of.
+    pub(super) refused: Vec<Refusal>,
+    /// No longer refused.
+    pub(super) over: Vec<ObjectName>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Protocol;
+    use crate::service::tables::{List, Reason};
+
+    fn lacks(name: &str, reason: Reason) -> Refusal {
+        let address = "10.96.0.1:80".parse().unwrap();
+        let list = List { address, protocol: Protocol::Tcp, endpoints: 1, in_force: 0 };
+        let service = ObjectName::new("shop", name);
+        Refusal { service, reason, waits: false, keeps_rows: false, list }
+    }
+
+    #[test]
+    fn who_waits_after_a_refusal_is_still_told_as_refused_and_not_told_again() {
+        let slots = |used| Reason::Slots { needed: 4, used, reserved: 4, limit: 9 };
+        let frontends = Reason::Frontends { needed: 1, used: 8, limit: 8 };
+        let mut status = ServiceStatus::default();
+        let mut news = |refused: &[Refusal], waiting: &[Refusal]| {
+            let News { refused, over } = status.refuse(refused.to_vec(), waiting.to_vec());
+            let names = |over: Vec<ObjectName>| over.iter().map(ToString::to_string).collect::<Vec<_>>();
+            (refused.len(), names(over))
+        };
+        let nothing = (0, Vec::new());
+        // Waiting at first, which is nothing to be told.
+        assert_eq!(news(&[], &[lacks("a", slots(1))]), nothing);
+        assert_eq!(news(&[lacks("a", slots(1))], &[]), (1, vec![]));
+        assert_eq!(news(&[lacks("a", slots(2))], &[]), nothing);
+        assert_eq!(news(&[], &[lacks("a", slots(2))]), nothing);
+        assert_eq!(news(&[lacks("a", slots(3))], &[lacks("b", slots(3))]), nothing);
+        // Another reason is news, once.
+        assert_eq!(news(&[lacks("a", frontends.clone())], &[]), (1, vec![]));
+        assert_eq!(news(&[lacks("a", slots(3))], &[]), nothing);
+        assert_eq!(news(&[lacks("a", frontends)], &[]), nothing);
+        assert_eq!(news(&[], &[]), (0, vec!["shop/a".to_owned()]));
+        assert_eq!(news(&[lacks("a", slots(3))], &[]), (1, vec![]));
     }
 }

@@ -2,15 +2,14 @@
 
 use super::metrics::ServiceMetrics;
 use super::names::Names;
-use super::status::ServiceStatus;
+use super::status::{News, ServiceStatus};
 use super::{Config, Handle, ServiceMaps};
 use crate::service::plan::Desired;
-use crate::service::tables::{Kernel, Op, Plan, Refusal, Tables};
+use crate::service::tables::{Kernel, Op, Plan, Tables};
 use crate::telemetry::chain;
 use netd_bpf::service::backend_state;
 use std::collections::HashSet;
 use std::fmt;
-use std::mem::discriminant;
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::watch;
@@ -158,9 +157,10 @@ impl<M: ServiceMaps> Worker<M> {
             Some(places) => tables.plan_some(&goal.desired, places, Instant::now()),
             None => tables.plan(&goal.desired, Instant::now()),
         };
-        tell(&self.status.refused, &plan.refused);
-        self.status.refused = std::mem::take(&mut plan.refused);
-        self.status.waiting = std::mem::take(&mut plan.waiting);
+        let (refused, waiting) = (std::mem::take(&mut plan.refused), std::mem::take(&mut plan.waiting));
+        let News { refused, over } = self.status.refuse(refused, waiting);
+        refused.iter().for_each(|refusal| warn!("{refusal}"));
+        over.iter().for_each(|service| info!("Service {service} is no longer refused"));
         take_over(&mut self.status.conflicts, &goal.desired.conflicts);
         take_over(&mut self.status.untranslatable, &goal.desired.untranslatable);
         self.status.services = goal.desired.services.len();
@@ -270,22 +270,4 @@ fn take_over<T: Clone + PartialEq + fmt::Display>(known: &mut Vec<T>, now: &[T])
         warn!("{new}");
     }
     now.clone_into(known);
-}
-
-/// Warns of what was not refused before, and says what fits now.
-fn tell(before: &[Refusal], now: &[Refusal]) {
-    for refusal in now {
-        // The numbers in it change with every other Service.
-        let told = |old: &Refusal| {
-            old.service == refusal.service && discriminant(&old.reason) == discriminant(&refusal.reason)
-        };
-        if !before.iter().any(told) {
-            warn!("{refusal}");
-        }
-    }
-    for refusal in before {
-        if !now.iter().any(|still| still.service == refusal.service) {
-            info!("Service {} is no longer refused", refusal.service);
-        }
-    }
 }
