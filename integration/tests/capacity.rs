@@ -16,7 +16,8 @@ use std::time::Duration;
 struct Small {
     tables: Tables,
     fit: u32,
-    lacks: &'static str,
+    /// The metric's label, and the words.
+    lacks: (&'static str, &'static str),
 }
 
 fn count(node: &Node<'_>, name: &str) -> Result<u64> {
@@ -86,7 +87,7 @@ fn refuses_the_newest(small: &Small) -> Result<()> {
         ensure!(problems(node)?.is_empty(), "{:?}", problems(node)?);
 
         let newest = small.fit;
-        let refusal = format!("Service default/{} is not served: {}", name(newest), small.lacks);
+        let refusal = format!("Service default/{} is not served: {}", name(newest), small.lacks.1);
         let told = |when: &str| -> Result<()> {
             wait::holds(&format!("{refusal}, {when}"), || {
                 let problems = problems(node)?;
@@ -94,7 +95,9 @@ fn refuses_the_newest(small: &Small) -> Result<()> {
                 Ok(problems.len() == 1 && problems.iter().all(message))
             })
             .with_context(|| format!("{:?}", problems(node)))?;
-            ensure!(count(node, "netd_service_refused")? == 1, "{when}");
+            let reason = ("reason", small.lacks.0);
+            let by_reason = count_of(node, "netd_service_refused", &[reason])?;
+            ensure!((by_reason, count(node, "netd_service_refused")?) == (1, 1), "{when}");
             let log = std::fs::read_to_string(node.log())?;
             ensure!(
                 log.lines().any(|line| line.contains("WARN") && line.contains(&refusal)),
@@ -131,7 +134,7 @@ fn a_full_table_of_frontends_refuses_the_newest_by_name() -> Result<()> {
     refuses_the_newest(&Small {
         tables: Tables { frontends: 64, ..Tables::SMALL },
         fit: 16,
-        lacks: "it needs 4 more frontends, 64 of 64 are in use (datapath.frontends)",
+        lacks: ("frontends", "it needs 4 more frontends, 64 of 64 are in use (datapath.frontends)"),
     })
 }
 
@@ -140,8 +143,11 @@ fn a_full_table_of_backends_refuses_the_newest_by_name() -> Result<()> {
     refuses_the_newest(&Small {
         tables: Tables { backends: 64, ..Tables::SMALL },
         fit: 15,
-        lacks: "it needs 4 more backends, 60 of 63 are in use, 0 in quarantine and 1 kept for changes \
-                (datapath.backends)",
+        lacks: (
+            "backends",
+            "it needs 4 more backends, 60 of 63 are in use, 0 in quarantine and 1 kept for changes \
+             (datapath.backends)",
+        ),
     })
 }
 
@@ -150,7 +156,10 @@ fn full_slots_refuse_the_newest_by_name() -> Result<()> {
     refuses_the_newest(&Small {
         tables: Tables { slots: 128, ..Tables::SMALL },
         fit: 31,
-        lacks: "it needs 4 slots, others use 124 of 128 and 1 are kept for changes (datapath.slots)",
+        lacks: (
+            "slots",
+            "it needs 4 slots, others use 124 of 128 and 1 are kept for changes (datapath.slots)",
+        ),
     })
 }
 

@@ -1,7 +1,7 @@
 //! Metrics of the Service reconciler.
 
 use super::status::ServiceStatus;
-use crate::service::tables::Usage;
+use crate::service::tables::{Reason, Usage};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -15,6 +15,12 @@ struct Table {
     table: &'static str,
 }
 
+/// Why a Service is refused.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Lack {
+    reason: &'static str,
+}
+
 /// The metrics; clones share their values.
 #[derive(Clone, Debug)]
 pub struct ServiceMetrics {
@@ -23,7 +29,7 @@ pub struct ServiceMetrics {
     rows: Family<Table, Gauge>,
     held: Family<Table, Gauge>,
     limit: Family<Table, Gauge>,
-    refused: Gauge,
+    refused: Family<Lack, Gauge>,
     waiting: Gauge,
     conflicts: Gauge,
     failing: Gauge,
@@ -45,7 +51,7 @@ impl Default for ServiceMetrics {
             rows: Family::default(),
             held: Family::default(),
             limit: Family::default(),
-            refused: Gauge::default(),
+            refused: Family::default(),
             waiting: Gauge::default(),
             conflicts: Gauge::default(),
             failing: Gauge::default(),
@@ -71,7 +77,11 @@ impl ServiceMetrics {
         registry.register("rows", "Rows of the service tables in use", self.rows.clone());
         registry.register("rows_held", "Rows of the service tables in quarantine", self.held.clone());
         registry.register("rows_limit", "Rows of the service tables", self.limit.clone());
-        registry.register("refused", "Services that do not fit into the tables", self.refused.clone());
+        registry.register(
+            "refused",
+            "Services that do not fit into the tables, by what they lack",
+            self.refused.clone(),
+        );
         registry.register("waiting", "Services that wait for the quarantine", self.waiting.clone());
         registry.register("conflicts", "Frontends that two Services claim", self.conflicts.clone());
         registry.register("failing", "1 while the last step failed", self.failing.clone());
@@ -102,7 +112,11 @@ impl ServiceMetrics {
             self.held.get_or_create(&table).set(held.into());
             self.limit.get_or_create(&table).set(limit.into());
         }
-        self.refused.set(gauge(status.refused.len()));
+        // All reasons from the start, so that an alert sees the first.
+        for reason in Reason::NAMES {
+            let lacking = status.refused.iter().filter(|refusal| refusal.reason.name() == reason).count();
+            self.refused.get_or_create(&Lack { reason }).set(gauge(lacking));
+        }
         self.waiting.set(gauge(status.waiting.len()));
         self.conflicts.set(gauge(status.conflicts.len()));
         self.failing.set(i64::from(status.error.is_some()));

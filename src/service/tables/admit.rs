@@ -134,6 +134,9 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// The short names of all reasons.
+    pub const NAMES: [&str; 5] = ["endpoints", "frontends", "backends", "slots", "room"];
+
     /// Its short name, for metrics and programs.
     #[must_use]
     pub const fn name(&self) -> &'static str {
