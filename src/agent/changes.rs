@@ -169,11 +169,11 @@ fn refusal_events(old: &ServiceStatus, new: &ServiceStatus, events: &mut Vec<Eve
 }
 
 fn node_events(old: &NodeStatus, new: &NodeStatus, events: &mut Vec<Event>) {
-    for (name, how) in &new.uplinks {
-        // What failed is among the problems.
-        if old.uplinks.get(name) != Some(how) && !new.problems.contains(how) {
-            events.push(event(Kind::Uplink, Some(name.clone()), format!("program: {how}")));
-        }
+    for (name, how) in new.uplinks.iter().filter(|(name, how)| old.uplinks.get(*name) != Some(*how)) {
+        // Why it is not attached is among the problems.
+        let bad = new.problems.contains(how);
+        let message = if bad { format!("no program: {how}") } else { format!("program: {how}") };
+        events.push(Event { bad, ..event(Kind::Uplink, Some(name.clone()), message) });
     }
     for name in old.uplinks.keys().filter(|name| !new.uplinks.contains_key(*name)) {
         events.push(event(Kind::Uplink, Some(name.clone()), "is an uplink no longer"));
@@ -189,7 +189,8 @@ fn node_events(old: &NodeStatus, new: &NodeStatus, events: &mut Vec<Event>) {
     let errors = |status: &NodeStatus| -> BTreeSet<String> {
         status.problems.iter().chain(&status.error).cloned().collect()
     };
-    for problem in errors(new).difference(&errors(old)) {
+    let told_with_its_uplink = |problem: &&String| new.uplinks.values().any(|how| how == *problem);
+    for problem in errors(new).difference(&errors(old)).filter(|problem| !told_with_its_uplink(problem)) {
         events.push(Event { bad: true, ..event(Kind::Route, None, problem.clone()) });
     }
 }
@@ -354,16 +355,24 @@ mod tests {
         let new = status(
             &[("eth0", "clsact"), ("eth1", "cannot attach to eth1")],
             &["10.2.0.0/24 via 10.0.0.2"],
-            &["cannot attach to eth1"],
+            &["cannot attach to eth1", "10.3.0.0/24 is another's"],
         );
         insta::assert_snapshot!(told(|events| node_events(&old, &new, events)), @r"
         uplink eth0: program: clsact
+        ! uplink eth1: no program: cannot attach to eth1
         uplink eth9: is an uplink no longer
         route 10.2.0.0/24 via 10.0.0.2: added
         route 10.1.0.0/24 via 10.0.0.1: removed
-        ! route -: cannot attach to eth1
+        ! route -: 10.3.0.0/24 is another's
         ");
         assert_eq!(told(|events| node_events(&new, &new, events)), "");
+        // What follows from a failure is told with its uplink, not again as a route's.
+        let again = status(&[("eth0", "clsact"), ("eth1", "no memory")], &[], &["no memory"]);
+        insta::assert_snapshot!(told(|events| node_events(&again, &new, events)), @r"
+        ! uplink eth1: no program: cannot attach to eth1
+        route 10.2.0.0/24 via 10.0.0.2: added
+        ! route -: 10.3.0.0/24 is another's
+        ");
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub struct NodeStatus {
     pub routes: Vec<String>,
     /// podCIDRs of other nodes without a route of ours, and why.
     pub unreachable: Vec<String>,
-    /// Wanted routes that are another's, and those the kernel refused.
+    /// Uplinks without a program, wanted routes that are another's, and those the kernel refused.
     pub problems: Vec<String>,
     /// Why the last round failed, if it did.
     pub error: Option<String>,
@@ -181,7 +181,8 @@ impl Reconciler {
         self.tell_faults(faults);
         let report = applied?;
         tell(&report);
-        status.problems = report.conflicts.iter().map(ToString::to_string).collect();
+        // Beside those of the uplinks.
+        status.problems.extend(report.conflicts.iter().map(ToString::to_string));
         status.problems.extend(
             report
                 .failed
