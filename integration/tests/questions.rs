@@ -242,16 +242,17 @@ fn summary(lab: &Lab, node: &Node<'_>) -> Result<()> {
     let mut last = String::new();
     let agree = wait::holds("the summary to agree with the tables", || {
         let told = ask(node, "conntrack summary")?;
-        let used = |table: &str| -> Result<u64> {
+        let rows_of = |table: &str| -> Result<u64> {
             let table = told.get("tables").and_then(|tables| tables.get(table)).context("a table")?;
-            Ok(number(table, "used"))
+            ensure!(number(table, "used") <= number(table, "rows"), "{table}");
+            Ok(number(table, "rows"))
         };
         let kernel = |table| -> Result<u64> { Ok(u64::try_from(rows(lab, node, table)?.len())?) };
         let (established, nursery) = (kernel("ESTABLISHED")?, kernel("NURSERY")?);
         let fill = node.metric("netd_table_rows", &[("table", "established")])?;
         last = format!("{told}, {established} established, {nursery} in the nursery, {fill} by the metric");
         let by_pod: u64 = list(&told, "pods")?.iter().map(|pod| number(pod, "established")).sum();
-        let same = (used("established")?, used("nursery")?) == (established, nursery);
+        let same = (rows_of("established")?, rows_of("nursery")?) == (established, nursery);
         #[expect(clippy::cast_precision_loss, reason = "few rows")]
         let filled = (fill - established as f64).abs() < 0.5;
         Ok(same && by_pod == established && filled && established > 0)

@@ -140,7 +140,7 @@ pub struct Summary {
     pub node: String,
     /// Rows of each table.
     pub tables: BTreeMap<String, Fill>,
-    /// Flows by protocol, state and table.
+    /// Flows within their lifetime, by protocol, state and table.
     pub flows: Vec<Group>,
     /// By pod of this node, those with the most rows first.
     pub pods: Vec<PodFlows>,
@@ -157,8 +157,10 @@ impl Answer for Summary {
 /// How full a table is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fill {
-    /// Rows, counted.
+    /// Rows within their lifetime, counted.
     pub used: u64,
+    /// All rows, counted: also those whose time is over and that stay until somebody needs their place.
+    pub rows: u64,
     /// Rows there are.
     pub limit: u64,
 }
@@ -183,10 +185,10 @@ pub struct PodFlows {
     pub pod: Option<String>,
     /// Its number.
     pub endpoint: u32,
-    /// Rows among the established, counted.
+    /// Rows among the established, counted, within their lifetime.
     pub established: u64,
     /// How many it may hold.
     pub limit: u64,
-    /// Rows in the nursery.
+    /// Rows in the nursery, within their lifetime.
     pub nursery: u64,
 }

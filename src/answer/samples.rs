@@ -415,8 +415,8 @@ pub(crate) fn summary() -> Summary {
     Summary {
         node: "node-1".to_owned(),
         tables: map([
-            ("established", Fill { used: 612, limit: 1_024 }),
-            ("nursery", Fill { used: 3, limit: 1_024 }),
+            ("established", Fill { used: 612, rows: 612, limit: 1_024 }),
+            ("nursery", Fill { used: 3, rows: 1_024, limit: 1_024 }),
         ]),
         flows: vec![
             group("tcp", FlowState::Established, FlowTable::Established, 306),

@@ -254,7 +254,7 @@ impl Refused {
 pub struct Table {
     /// Its name.
     pub table: String,
-    /// Rows in use; none if only a walk would tell.
+    /// Rows in use, of flows those within their lifetime at the last pass; none if only a walk would tell.
     pub used: Option<u64>,
     /// Rows there are.
     pub limit: u64,

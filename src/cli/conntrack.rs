@@ -213,7 +213,7 @@ fn summary_page(summary: &Summary) -> Page {
     let mut page = Page::default();
     let rows =
         summary.tables.iter().map(|(table, fill)| (false, [table.clone(), filled(fill.used, fill.limit)]));
-    page.table(["TABLE", "ROWS"], rows.collect());
+    page.table(["TABLE", "USED"], rows.collect());
     if !summary.flows.is_empty() {
         page.line("");
         let rows = summary.flows.iter().map(|group| {
@@ -290,7 +290,7 @@ mod tests {
     #[test]
     fn a_summary_counts() {
         insta::assert_snapshot!(summary_page(&samples::summary()).render(false), @r"
-        TABLE        ROWS
+        TABLE        USED
         established  612/1024 (59 %)
         nursery      3/1024
 

@@ -10,13 +10,14 @@ use crate::answer::conntrack::{
     Fill, Flow, Group, Head, Line, PodFlows, State as FlowState, Summary, Table, Tail,
 };
 use crate::answer::{document, protocol};
+use crate::datapath::FlowRow;
 use crate::datapath::conversation::{self, Conversation, now};
 use crate::model::ObjectName;
 use crate::telemetry::chain;
 use axum::body::{Body, Bytes};
 use futures_util::stream;
 use ipnet::IpNet;
-use netd_bpf::flow::role;
+use netd_bpf::flow::{Limits, expired, role};
 use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -227,38 +228,61 @@ fn walk(state: &State, question: &Question, lines: &mut Lines) {
     }
 }
 
+/// Rows of both tables, counted: those within their lifetime, as everywhere; beside them all that are there.
+#[derive(Debug, Default)]
+struct Counts {
+    established: Rows,
+    nursery: Rows,
+    groups: HashMap<(u8, FlowState, Table), u64>,
+    owners: HashMap<u32, [u64; 2]>,
+}
+
+/// Rows of one table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Rows {
+    alive: u64,
+    all: u64,
+}
+
+impl Counts {
+    fn add(&mut self, row: &FlowRow, limits: &Limits, now: u32) {
+        let rows = if row.established { &mut self.established } else { &mut self.nursery };
+        rows.all += 1;
+        if expired(&row.flow, row.key.proto, limits, now) {
+            return;
+        }
+        rows.alive += 1;
+        let [nursery, established] = self.owners.entry(row.flow.owner).or_default();
+        *if row.established { established } else { nursery } += 1;
+        if row.flow.role != role::REPLY {
+            let state = shown(conversation::state(&row.flow, row.key.proto));
+            *self.groups.entry((row.key.proto, state, table(row.established))).or_default() += 1;
+        }
+    }
+}
+
 /// Counts all rows.
 ///
 /// # Errors
 /// The kernel refuses.
 pub(in crate::agent) fn summary(state: &State) -> Result<Summary, Refusal> {
-    let mut rows: [u64; 2] = [0; 2];
-    let mut groups: HashMap<(u8, FlowState, Table), u64> = HashMap::new();
-    let mut owners: HashMap<u32, [u64; 2]> = HashMap::new();
+    let (limits, now) = (state.datapath.flow_limits(), now());
+    let mut counts = Counts::default();
     let walked = state.datapath.visit_flows(|batch| {
-        for row in batch {
-            let [nursery, established] = &mut rows;
-            *if row.established { established } else { nursery } += 1;
-            let [nursery, established] = owners.entry(row.flow.owner).or_default();
-            *if row.established { established } else { nursery } += 1;
-            if row.flow.role != role::REPLY {
-                let state = shown(conversation::state(&row.flow, row.key.proto));
-                *groups.entry((row.key.proto, state, table(row.established))).or_default() += 1;
-            }
-        }
+        batch.for_each(|row| counts.add(&row, &limits, now));
         ControlFlow::Continue(())
     });
     walked.map_err(|error| Refusal::failed(&error))?;
+    let Counts { established, nursery, groups, owners } = counts;
     let config = state.datapath.config();
-    let [nursery, established] = rows;
     let tables = [("established", established, config.flows), ("nursery", nursery, config.nursery)];
+    let fill = |Rows { alive, all }, limit: u32| Fill { used: alive, rows: all, limit: limit.into() };
     let mut flows: Vec<Group> = groups
         .into_iter()
         .map(|((proto, state, table), flows)| Group { protocol: protocol(proto), state, table, flows })
         .collect();
     flows.sort();
-    let counts = state.datapath.flow_counts().map_err(|error| Refusal::failed(&error))?;
-    let limits = state.datapath.flow_limits();
+    let events = state.datapath.flow_counts().map_err(|error| Refusal::failed(&error))?;
     let lifetimes = [
         ("tcp opening", limits.tcp_opening),
         ("tcp established", limits.tcp_established),
@@ -269,13 +293,10 @@ pub(in crate::agent) fn summary(state: &State) -> Result<Summary, Refusal> {
     ];
     Ok(Summary {
         node: state.node.clone(),
-        tables: tables
-            .into_iter()
-            .map(|(name, used, limit)| (name.to_owned(), Fill { used, limit: limit.into() }))
-            .collect(),
+        tables: tables.into_iter().map(|(name, rows, limit)| (name.to_owned(), fill(rows, limit))).collect(),
         flows,
         pods: pods(state, owners),
-        events: flow_events(&counts),
+        events: flow_events(&events),
         lifetimes_seconds: lifetimes.into_iter().map(|(name, seconds)| (name.to_owned(), seconds)).collect(),
     })
 }
@@ -306,6 +327,7 @@ fn named(owners: HashMap<u32, [u64; 2]>, names: &HashMap<u32, String>, limit: u6
 #[cfg(test)]
 mod tests {
     use super::*;
+    use netd_bpf::flow::{Flow, FlowKey};
 
     fn question() -> Question {
         Question {
@@ -381,6 +403,26 @@ mod tests {
         assert_eq!(protocol_number("47"), Ok(47));
         assert!(matches!(protocol_number("tpc"), Err(Refusal::Bad(_))));
         assert!(matches!(network("10.0.0.0/33"), Err(Refusal::Bad(_))));
+    }
+
+    #[test]
+    fn rows_whose_time_is_over_are_counted_apart() {
+        let limits = Limits { one_way: 30, two_way: 120, ..Limits::DEFAULT };
+        let row = |established, last_seen, owner| FlowRow {
+            key: FlowKey { proto: 17, ..FlowKey::default() },
+            flow: Flow { last_seen, owner, ..Flow::default() },
+            established,
+        };
+        let mut counts = Counts::default();
+        for row in
+            [row(false, 970, 1), row(false, 969, 1), row(false, 900, 2), row(true, 990, 1), row(true, 1, 1)]
+        {
+            counts.add(&row, &limits, 1000);
+        }
+        assert_eq!(counts.nursery, Rows { alive: 1, all: 3 });
+        assert_eq!(counts.established, Rows { alive: 1, all: 2 });
+        assert_eq!(counts.owners, HashMap::from([(1, [1, 1])]));
+        assert_eq!(counts.groups.values().sum::<u64>(), 2);
     }
 
     #[test]
