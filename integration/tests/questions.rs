@@ -412,6 +412,48 @@ impl Monitor {
     }
 }
 
+/// A pod whose runtime tells no name: it goes by its container, and is asked for by it.
+#[test]
+fn a_pod_without_a_name_is_told_and_asked_for_by_its_container() -> Result<()> {
+    Lab::run(|lab| {
+        let site = Site::one_node(lab)?;
+        let a = site.node("a")?;
+        let server = a.add_server("server")?;
+        let all = Monitor::start(a, "all", &["-o", "json"])?;
+        let (netns, mut attachment) = a.sandbox("nameless")?;
+        attachment.args.retain(|(key, _)| key == "IgnoreUnknown");
+        let container = attachment.container.clone();
+        // Nobody says when a monitor is there: it is once it tells an ADD.
+        wait::holds("the ADD to be told", || {
+            a.runtime().add(&attachment)?;
+            let told = all.events("cni")?.iter().any(|event| text(event, "subject") == container);
+            if !told {
+                a.runtime().del(&attachment)?;
+            }
+            Ok(told)
+        })?;
+        let one = ask(a, &format!("endpoints {container}"))?;
+        let [one] = list(&one, "endpoints")?.as_slice() else { anyhow::bail!("{one}") };
+        ensure!(
+            (text(one, "pod"), text(one, "container")) == (container.as_str(), container.as_str()),
+            "{one}"
+        );
+        let mut flow = traffic::open(&netns, Proto::Tcp, server.at(false)?)?;
+        ensure!(flow.ask()? == "server");
+        let flows = ask(a, &format!("conntrack list --pod {container}"))?;
+        let [told] = list(&flows, "flows")?.as_slice() else { anyhow::bail!("{flows}") };
+        ensure!(text(told, "client_pod") == container, "{told}");
+        let drops = Monitor::start(a, "drops", &["--pod", &container, "-o", "json"])?;
+        let sender = Frames::open(&netns, "eth0")?;
+        let gateway = traffic::gateway_mac(&netns, false)?;
+        wait::holds("its drops to be told", || {
+            let from = SocketAddr::new(server.pod.address(false)?, 999);
+            sender.send(&traffic::udp_frame((sender.mac(), gateway), from, server.at(false)?, b"forged")?)?;
+            Ok(drops.events("drop")?.iter().any(|event| text(event, "subject") == container))
+        })
+    })
+}
+
 #[test]
 fn a_monitor_tells_what_happens_while_it_happens() -> Result<()> {
     Lab::run(|lab| {

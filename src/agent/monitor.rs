@@ -8,7 +8,6 @@ use super::questions::{Book, Refusal};
 use super::state::State;
 use crate::answer::event::{Drop, Event, Kind};
 use crate::answer::{document, protocol};
-use crate::model::ObjectName;
 use axum::body::{Body, Bytes};
 use futures_util::stream;
 use k8s_openapi::jiff::Timestamp;
@@ -76,7 +75,7 @@ pub(super) fn event(kind: Kind, subject: Option<String>, message: impl Into<Stri
 
 /// A drop with the names of both ends.
 pub(super) fn drop_event(dropped: &Dropped, book: &Book) -> Event {
-    let pod = |address| book.pod(address).map(ToString::to_string);
+    let pod = |address| book.called(address);
     let about = Drop {
         reason: dropped.reason.to_owned(),
         stage: dropped.stage.to_owned(),
@@ -134,11 +133,11 @@ impl Filter {
         {
             return Err(Refusal::Bad(format!("there is no reason {unknown} to drop a packet")));
         }
-        let pod: Option<ObjectName> = match pod {
+        let pod = match pod {
             Some(asked) => Some(state.book().addresses(&asked)?.0),
             None => None,
         };
-        Ok(Self { drops_only: drops || reason.is_some(), pod: pod.map(|pod| pod.to_string()), reason })
+        Ok(Self { drops_only: drops || reason.is_some(), pod, reason })
     }
 
     fn wants(&self, event: &Event) -> bool {

@@ -98,7 +98,7 @@ fn told(answered: &Answered<'_>) -> Option<Event> {
     let Answered { verb, attachment, pod, addresses, error, took } = answered;
     let name = match (pod, attachment) {
         (Some(pod), _) => Some(pod.to_string()),
-        (None, Some(attachment)) => Some(attachment.to_string()),
+        (None, Some(attachment)) => Some(attachment.container_id.clone()),
         (None, None) => None,
     };
     let message = match (error, *verb) {
@@ -112,4 +112,26 @@ fn told(answered: &Answered<'_>) -> Option<Event> {
         _ => return None,
     };
     Some(Event { bad: error.is_some(), ..event(Kind::Cni, name, message) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cni::types::Attachment;
+    use std::time::Duration;
+
+    #[test]
+    fn a_pod_without_a_name_goes_by_its_container() {
+        let attachment = Attachment { container_id: "c2".to_owned(), ifname: "eth0".to_owned() };
+        let answered = Answered {
+            verb: "DEL",
+            attachment: Some(&attachment),
+            pod: None,
+            addresses: Vec::new(),
+            error: None,
+            took: Duration::from_millis(1),
+        };
+        let event = told(&answered).expect("worth telling");
+        assert_eq!((event.subject.as_deref(), event.message.as_str()), (Some("c2"), "removed"));
+    }
 }

@@ -99,7 +99,7 @@ pub struct Flow {
     pub protocol: String,
     /// Who sent the first packet. The port of an ICMP echo is its identifier.
     pub client: SocketAddr,
-    /// `namespace/name` of its pod.
+    /// Its pod: `namespace/name`, or the container where no name is known.
     pub client_pod: Option<String>,
     /// The Service's address that the client sends to; none without a Service.
     pub frontend: Option<SocketAddr>,
@@ -107,7 +107,7 @@ pub struct Flow {
     pub service: Option<String>,
     /// Who answers: the Service's backend, or whom the client sends to.
     pub server: SocketAddr,
-    /// `namespace/name` of its pod.
+    /// Its pod, likewise.
     pub server_pod: Option<String>,
     /// The client's port as the server sees it, if that is another.
     pub translated_port: Option<u16>,

@@ -20,8 +20,8 @@ impl Answer for Endpoints {
 /// An interface of a pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
-    /// `namespace/name`, if the container runtime told.
-    pub pod: Option<String>,
+    /// `namespace/name`, or the container where the container runtime told no name.
+    pub pod: String,
     /// The container runtime's name for the sandbox.
     pub container: String,
     /// Its interface inside.

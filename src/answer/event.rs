@@ -52,7 +52,8 @@ pub struct Event {
     pub time: String,
     /// What it is about.
     pub kind: Kind,
-    /// The object: `namespace/name` of a pod or Service, a route, an interface, a file.
+    /// The object: `namespace/name` of a pod or Service, the container of a pod without a name, a route, an interface,
+    /// a file.
     pub subject: Option<String>,
     /// In one sentence.
     pub message: String,
@@ -75,17 +76,17 @@ pub struct Drop {
     pub reason: String,
     /// Where in the datapath.
     pub stage: String,
-    /// The pod at whose interface it was: `namespace/name`, if known.
+    /// The pod at whose interface it was, if known: `namespace/name`, or its container.
     pub pod: Option<String>,
     /// `tcp`, `udp`, `sctp`, `icmp`, `icmpv6` or a number; for what is not IP, its Ethernet protocol.
     pub protocol: String,
     /// As the packet had it; port 0 without one.
     pub source: SocketAddr,
-    /// The pod that has this address.
+    /// The pod that has this address, likewise.
     pub source_pod: Option<String>,
     /// As the packet had it, before any translation; port 0 without one.
     pub destination: SocketAddr,
-    /// The pod that has this address.
+    /// The pod that has this address, likewise.
     pub destination_pod: Option<String>,
     /// The Service port that the packet was for: `namespace/name:port/protocol`.
     pub service: Option<String>,

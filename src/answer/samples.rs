@@ -183,7 +183,7 @@ pub(crate) fn degraded() -> Status {
 
 pub(crate) fn endpoints() -> Endpoints {
     let well = Endpoint {
-        pod: text("shop/web-0"),
+        pod: "shop/web-0".to_owned(),
         container: "c1".to_owned(),
         pod_interface: "eth0".to_owned(),
         interface: "nd1a2b".to_owned(),
@@ -206,7 +206,7 @@ pub(crate) fn endpoints() -> Endpoints {
         ],
     };
     let lost = Endpoint {
-        pod: None,
+        pod: "c2".to_owned(),
         container: "c2".to_owned(),
         ifindex: None,
         endpoint: 8,

@@ -194,7 +194,7 @@ impl fmt::Display for BackendState {
 pub struct Backend {
     /// Address and port.
     pub address: SocketAddr,
-    /// `namespace/name` of its pod, if known.
+    /// Its pod, if known: `namespace/name`, or the container where no name is known.
     pub pod: Option<String>,
     /// Its node, if known.
     pub node: Option<String>,

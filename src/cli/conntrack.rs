@@ -26,7 +26,7 @@ pub(super) enum Command {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct List {
-    /// Only flows of this pod: NAMESPACE/NAME, or NAME alone
+    /// Only flows of this pod: NAMESPACE/NAME, NAME alone, or the container of a pod without a name
     #[arg(long, value_name = "NAME")]
     pod: Option<String>,
     /// Only flows through this Service: NAMESPACE/NAME, or NAME alone

@@ -9,7 +9,7 @@ use crate::config::Loader;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// Only this pod: NAMESPACE/NAME, or NAME alone
+    /// Only this pod: NAMESPACE/NAME, NAME alone, or the container of a pod without a name
     pod: Option<String>,
     /// Points in time instead of ages
     #[arg(long)]
@@ -47,7 +47,11 @@ fn page(endpoints: &Endpoints, utc: bool) -> Page {
 }
 
 fn name(endpoint: &Endpoint) -> String {
-    endpoint.pod.clone().unwrap_or_else(|| format!("container {}", endpoint.container))
+    if endpoint.pod == endpoint.container {
+        format!("container {}", endpoint.container)
+    } else {
+        endpoint.pod.clone()
+    }
 }
 
 fn row(endpoint: &Endpoint, utc: bool) -> [String; 7] {

@@ -20,7 +20,7 @@ pub(super) struct Arguments {
     /// Dropped packets only
     #[arg(long)]
     drops: bool,
-    /// Only what is about this pod: NAMESPACE/NAME, or NAME alone
+    /// Only what is about this pod: NAMESPACE/NAME, NAME alone, or the container of a pod without a name
     #[arg(long, value_name = "NAME")]
     pod: Option<String>,
     /// Only packets dropped for this reason

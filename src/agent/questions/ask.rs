@@ -82,6 +82,22 @@ pub(in crate::agent) fn pick<'a>(
     }
 }
 
+/// What the pod that is meant is called: by its name, as [`pick`], or by its container where no name is known.
+///
+/// # Errors
+/// None is, or several are.
+pub(in crate::agent) fn pick_pod<'a>(
+    what: &str,
+    asked: &str,
+    names: impl Iterator<Item = &'a ObjectName>,
+    mut nameless: impl Iterator<Item = &'a str>,
+) -> Result<String, Refusal> {
+    if nameless.any(|container| container == asked) {
+        return Ok(asked.to_owned());
+    }
+    pick(what, asked, names).map(|name| name.to_string())
+}
+
 /// The most similar ones, the best first.
 fn similar<'a>(asked: &str, known: &BTreeSet<&'a ObjectName>) -> Vec<&'a ObjectName> {
     let scored = known.iter().filter_map(|one| Some((distance(asked, one)?, *one)));
@@ -111,12 +127,14 @@ fn distance(asked: &str, one: &ObjectName) -> Option<usize> {
 #[derive(Debug, Default)]
 pub(in crate::agent) struct Book {
     pods: HashMap<IpAddr, ObjectName>,
+    /// Pods of which no name is known, by their containers.
+    nameless: HashMap<IpAddr, String>,
 }
 
 impl Book {
     /// From the ledger, which knows best, the model and the Services' backends.
     pub(in crate::agent) fn of(state: &State) -> Self {
-        let mut pods = HashMap::new();
+        let (mut pods, mut nameless) = (HashMap::new(), HashMap::new());
         if let Some(services) = &*state.services.load() {
             pods.extend(services.names.pods());
         }
@@ -126,25 +144,34 @@ impl Book {
             }
         }
         for entry in state.cni.state().entries() {
-            if let Some(pod) = &entry.pod {
-                pods.extend(entry.addresses.iter().map(|ip| (*ip, pod.clone())));
+            match &entry.pod {
+                Some(pod) => pods.extend(entry.addresses.iter().map(|ip| (*ip, pod.clone()))),
+                None => nameless.extend(entry.addresses.iter().map(|ip| (*ip, entry.called()))),
             }
         }
-        Self { pods }
+        Self { pods, nameless }
     }
 
-    /// The pod that has an address.
+    /// The name of the pod that has an address.
     pub(in crate::agent) fn pod(&self, address: IpAddr) -> Option<&ObjectName> {
         self.pods.get(&address)
     }
 
-    /// The addresses of the pod that is asked for.
+    /// The same in text, or the pod's container where no name is known.
+    pub(in crate::agent) fn called(&self, address: IpAddr) -> Option<String> {
+        self.pod(address).map(ToString::to_string).or_else(|| self.nameless.get(&address).cloned())
+    }
+
+    /// What the pod that is asked for is called, and its addresses.
     ///
     /// # Errors
     /// There is none of that name.
-    pub(in crate::agent) fn addresses(&self, asked: &str) -> Result<(ObjectName, Vec<IpAddr>), Refusal> {
-        let pod = pick("pod", asked, self.pods.values())?;
-        let addresses = self.pods.iter().filter(|(_, name)| **name == pod).map(|(ip, _)| *ip).collect();
+    pub(in crate::agent) fn addresses(&self, asked: &str) -> Result<(String, Vec<IpAddr>), Refusal> {
+        let nameless = self.nameless.values().map(String::as_str);
+        let pod = pick_pod("pod", asked, self.pods.values(), nameless)?;
+        let named = self.pods.iter().filter(|(_, name)| name.to_string() == pod).map(|(ip, _)| *ip);
+        let nameless = self.nameless.iter().filter(|(_, container)| **container == pod).map(|(ip, _)| *ip);
+        let addresses = named.chain(nameless).collect();
         Ok((pod, addresses))
     }
 }
@@ -173,6 +200,22 @@ mod tests {
         assert_eq!(pick("blog/db"), Ok("blog/db".to_owned()));
         let error = refused("db", &["shop/web", "shop/db", "blog/db"]);
         assert_eq!(error, "Service db is several: blog/db, shop/db");
+    }
+
+    #[test]
+    fn a_pod_without_a_name_is_asked_for_by_its_container() {
+        let ip = |last: u8| IpAddr::from([10, 0, 0, last]);
+        let named = names(&["shop/web"]).into_iter().map(|name| (ip(1), name));
+        let book = Book { pods: named.collect(), nameless: HashMap::from([(ip(2), "c2".to_owned())]) };
+        assert_eq!((book.called(ip(1)), book.called(ip(2))), (Some("shop/web".into()), Some("c2".into())));
+        assert_eq!((book.called(ip(3)), book.pod(ip(2))), (None, None));
+        assert_eq!(book.addresses("c2"), Ok(("c2".to_owned(), vec![ip(2)])));
+        assert_eq!(book.addresses("web"), Ok(("shop/web".to_owned(), vec![ip(1)])));
+        let unknown = book.addresses("c3").map_err(|refusal| match refusal {
+            Refusal::Unknown(refused) => refused.error,
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(unknown, Err("there is no pod c3".to_owned()));
     }
 
     #[test]

@@ -100,7 +100,7 @@ impl Question {
     }
 
     fn pod(&self, address: IpAddr) -> Option<String> {
-        self.book.pod(address).map(ToString::to_string)
+        self.book.called(address)
     }
 
     fn told(&self, flow: &Conversation, now: u32) -> Flow {

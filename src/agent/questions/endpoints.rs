@@ -1,12 +1,11 @@
 //! The answer to `netd endpoints`: the ledger's rows beside the datapath's.
 
-use super::ask::{Refusal, pick};
+use super::ask::{Refusal, pick_pod};
 use crate::agent::drops::{reason_name, stage_name};
 use crate::agent::state::State;
 use crate::answer::endpoints::{Drops, Endpoint, Endpoints};
 use crate::datapath::{self, PodRows};
 use crate::ipam::ledger::{Clock, Entry, Time};
-use crate::model::ObjectName;
 use netd_bpf::pod::Pod;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -17,15 +16,19 @@ use std::net::IpAddr;
 /// There is no such pod, or the kernel cannot be read.
 pub(in crate::agent) fn endpoints(state: &State, asked: Option<&str>) -> Result<Endpoints, Refusal> {
     let ledger = state.cni.state();
-    let wanted =
-        asked.map(|asked| pick("pod on this node", asked, ledger.entries().filter_map(|e| e.pod.as_ref())));
-    let wanted: Option<ObjectName> = wanted.transpose()?;
+    let wanted = asked.map(|asked| {
+        let names = ledger.entries().filter_map(|entry| entry.pod.as_ref());
+        let nameless = ledger.entries().filter(|entry| entry.pod.is_none());
+        let containers = nameless.map(|entry| entry.attachment.container_id.as_str());
+        pick_pod("pod on this node", asked, names, containers)
+    });
+    let wanted: Option<String> = wanted.transpose()?;
     let rows = Rows::of(&state.datapath.pod_rows().map_err(|error| Refusal::failed(&error))?);
     let mut drops = drops(state).map_err(|error| Refusal::failed(&error))?;
     let now = Clock::now().time;
     let mut endpoints = Vec::new();
     for entry in ledger.entries() {
-        if wanted.is_some() && entry.pod != wanted {
+        if wanted.as_ref().is_some_and(|wanted| entry.called() != *wanted) {
             continue;
         }
         let share = state.datapath.share(entry.endpoint).map_err(|error| Refusal::failed(&error))?;
@@ -90,7 +93,7 @@ impl Rows {
 fn describe(entry: &Entry, rows: &Rows, now: Time) -> Endpoint {
     let problem = rows.problem(entry);
     Endpoint {
-        pod: entry.pod.as_ref().map(ToString::to_string),
+        pod: entry.called(),
         container: entry.attachment.container_id.clone(),
         pod_interface: entry.attachment.ifname.clone(),
         interface: entry.host_name.clone(),
@@ -130,6 +133,7 @@ fn drops(state: &State) -> Result<HashMap<u32, Vec<Drops>>, datapath::Error> {
 mod tests {
     use super::*;
     use crate::cni::types::Attachment;
+    use crate::model::ObjectName;
 
     fn entry() -> Entry {
         Entry {
@@ -159,7 +163,9 @@ mod tests {
         };
         let both = |row| [("10.0.0.2", row), ("fd00::2", row)];
         let told = describe(&entry(), &rows(&[row], &both(row)), now);
-        assert_eq!((told.ok, told.ifindex, told.pod.as_deref()), (true, Some(12), Some("shop/web-0")));
+        assert_eq!((told.ok, told.ifindex, told.pod.as_str()), (true, Some(12), "shop/web-0"));
+        let nameless = describe(&Entry { pod: None, ..entry() }, &rows(&[row], &both(row)), now);
+        assert_eq!((nameless.pod.as_str(), nameless.container.as_str()), ("c1", "c1"));
         let other = Pod { v6: addr("fd00::3"), ..row };
         let elsewhere = Pod { endpoint: 8, ..row };
         for (rows, problem) in [

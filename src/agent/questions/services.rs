@@ -266,7 +266,8 @@ impl<'a> Places<'a> {
         let pod = pod.or_else(|| self.book.pod(address).cloned());
         let of_pod = || self.model.pods.get(pod.as_ref()?)?.node.clone();
         let node = node.or_else(of_pod);
-        (pod.map(|pod| pod.to_string()), node.map(|node| node.to_string()))
+        let called = pod.map(|pod| pod.to_string()).or_else(|| self.book.called(address));
+        (called, node.map(|node| node.to_string()))
     }
 }
 
