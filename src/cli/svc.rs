@@ -10,6 +10,9 @@ use crate::config::Loader;
 /// Addresses in one line of a list.
 const ADDRESSES: usize = 4;
 
+/// What no size of a table can help.
+const TARGET_PORT: &str = "target_port";
+
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
     /// List all Services
@@ -108,6 +111,9 @@ fn show(shown: &Shown) -> Page {
     if let Some(reason) = &shown.reason {
         page.judged(!well, reason.clone());
         match shown.state {
+            State::Refused if shown.refusal.as_ref().is_some_and(|refusal| refusal.lacks == TARGET_PORT) => {
+                page.line("  next: give the Service's port a targetPort of the same number");
+            }
             State::Refused => page.line("  next: netd config show"),
             State::Conflict => page.line("  next: netd svc list"),
             // Audits compare and mend.
@@ -200,6 +206,15 @@ mod tests {
 
         [fd00:96::10]:80/tcp  0 endpoints  port 4 in the kernel, no slots
         ");
+        let next = |shown: &Shown| {
+            let page = show(shown).render(false);
+            page.lines().find_map(|line| line.strip_prefix("  next: ").map(str::to_owned))
+        };
+        let mut refused = samples::refused_service();
+        assert_eq!(next(&refused).as_deref(), Some("netd config show"));
+        refused.refusal.as_mut().expect("a refusal").lacks = TARGET_PORT.to_owned();
+        let advice = "give the Service's port a targetPort of the same number";
+        assert_eq!(next(&refused).as_deref(), Some(advice));
         insta::assert_snapshot!(show(&samples::differing_service()).render(false), @r"
         Service shop/api  differs  (seen from node-1)
         affinity none  internal traffic policy Cluster

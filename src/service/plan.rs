@@ -137,12 +137,19 @@ pub struct Untranslatable {
     pub endpoint: SocketAddr,
 }
 
+impl Untranslatable {
+    /// Short name of what is wrong, for metrics and programs.
+    pub const NAME: &str = "target_port";
+}
+
 impl fmt::Display for Untranslatable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { port, endpoint } = self;
         write!(
             f,
-            "Service port {port} cannot lead to {endpoint}: the port of an SCTP packet is not translated"
+            "Service port {port} cannot lead to {endpoint}: the port of an SCTP packet is not translated, its \
+             targetPort must be {} as well",
+            port.port
         )
     }
 }

@@ -12,7 +12,7 @@ use crate::datapath;
 use crate::model::endpoints::{self, EndpointIndex, Scope, View};
 use crate::model::{self, Family, Model, ObjectName, TrafficPolicy};
 use crate::reconcile::services::ServiceStatus;
-use crate::service::plan::{Desired, DesiredFrontend, DesiredService};
+use crate::service::plan::{Desired, DesiredFrontend, DesiredService, Untranslatable};
 use crate::service::tables::{self, Kernel};
 use crate::service::view::{BackendView, FrontendView, Index, Standing};
 use crate::store::Snapshot;
@@ -61,9 +61,13 @@ impl Moment {
     }
 
     /// What a Service lacks.
-    fn refusal(&self, name: &ObjectName) -> Option<Refused> {
+    fn refusal(&self, service: &model::Service, node: &str) -> Option<Refused> {
         let mut refusals = self.status.refused.iter().chain(&self.status.waiting);
-        refusals.find(|refusal| refusal.service == *name).map(lacking)
+        if let Some(refusal) = refusals.find(|refusal| refusal.service == service.name) {
+            return Some(lacking(refusal));
+        }
+        let left_out = self.desired.untranslatable.iter().find(|one| one.port.service == service.name)?;
+        untranslatable(left_out, service, &self.desired, self.model(), node)
     }
 
     /// State of a Service, and why.
@@ -127,6 +131,35 @@ fn lacking(refusal: &tables::Refusal) -> Refused {
     }
 }
 
+/// How much of an SCTP port's list is in force.
+fn untranslatable(
+    left_out: &Untranslatable,
+    service: &model::Service,
+    desired: &Desired,
+    model: &Model,
+    node: &str,
+) -> Option<Refused> {
+    let v4 = left_out.endpoint.is_ipv4();
+    let frontend =
+        desired.services.iter().find(|one| one.name == service.name)?.frontends.iter().find(|f| {
+            (f.port, f.protocol) == (left_out.port.port, left_out.port.protocol)
+                && IpAddr::from(f.key.addr).is_ipv4() == v4
+        })?;
+    let port_of =
+        service.ports.iter().find(|port| (port.port, port.protocol) == (frontend.port, frontend.protocol))?;
+    let family = if v4 { Family::V4 } else { Family::V6 };
+    let view = View { node, scope: Scope::Internal };
+    let chosen = endpoints::select(&EndpointIndex::build(model), service, port_of, family, view);
+    let chosen: HashSet<SocketAddr> =
+        chosen.into_iter().map(|one| SocketAddr::new(one.address, one.port)).collect();
+    Some(Refused {
+        lacks: Untranslatable::NAME.to_owned(),
+        port: port(&frontend.key),
+        endpoints: chosen.len(),
+        in_force: frontend.backends.len(),
+    })
+}
+
 fn why_not_served(service: &model::Service) -> &'static str {
     if service.skip_proxy {
         "its labels give it to another proxy"
@@ -157,7 +190,7 @@ pub(in crate::agent) fn list(state: &State) -> Result<Services, Refusal> {
         let frontends: &[DesiredFrontend] = desired.map_or(&[], |desired| &desired.frontends);
         known.extend(frontends.iter().map(|frontend| frontend.key));
         let views: Vec<FrontendView> = frontends.iter().map(|one| moment.kernel.frontend(one)).collect();
-        let (state, reason) = moment.state(service, desired, &views);
+        let (how, reason) = moment.state(service, desired, &views);
         let most = frontends.iter().max_by_key(|frontend| frontend.backends.len());
         services.push(Service {
             namespace: name.namespace.to_string(),
@@ -166,9 +199,9 @@ pub(in crate::agent) fn list(state: &State) -> Result<Services, Refusal> {
             endpoints: most.map_or(0, |frontend| frontend.backends.len()),
             endpoints_local: most.map_or(0, DesiredFrontend::local),
             affinity_seconds: service.affinity_seconds,
-            state,
+            state: how,
             reason,
-            refusal: moment.refusal(name),
+            refusal: moment.refusal(service, &state.node),
         });
     }
     let mut strays: Vec<Port> = Vec::new();
@@ -203,7 +236,7 @@ pub(in crate::agent) fn show(state: &State, asked: &str) -> Result<Shown, Refusa
         name: name.name.to_string(),
         state: how,
         reason,
-        refusal: moment.refusal(&name),
+        refusal: moment.refusal(service, &state.node),
         affinity_seconds: service.affinity_seconds,
         internal_traffic_policy: match service.internal_traffic_policy {
             TrafficPolicy::Cluster => "Cluster",
@@ -320,5 +353,55 @@ fn shown(frontend: &DesiredFrontend, view: FrontendView, flows: &Flows, places: 
         endpoints: frontend.backends.len(),
         differences: view.differences,
         backends,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Endpoint, EndpointPort, EndpointSlice, Protocol, ServicePort, TargetPort};
+
+    #[test]
+    fn an_sctp_port_with_another_target_port_is_told_with_what_is_in_force() {
+        let (name, protocol) = (ObjectName::new("shop", "amf"), Protocol::Sctp);
+        let service = model::Service {
+            name: name.clone(),
+            cluster_ips: vec!["10.96.0.10".parse().unwrap()],
+            ports: vec![ServicePort {
+                name: "sctp".into(),
+                protocol,
+                port: 38412,
+                target: TargetPort::Number(9),
+                node_port: None,
+            }],
+            ..model::Service::default()
+        };
+        let slice = |n: u8, port| EndpointSlice {
+            name: ObjectName::new("shop", &format!("amf-{n}")),
+            service: Some("amf".into()),
+            ports: vec![EndpointPort { name: "sctp".into(), protocol, port }],
+            endpoints: vec![Endpoint {
+                address: IpAddr::from([10, 0, 0, n]),
+                ready: true,
+                serving: true,
+                terminating: false,
+                node: None,
+                zone: None,
+                pod: None,
+            }],
+        };
+        let slices = [slice(1, 38412), slice(2, 9), slice(3, 9)].map(|one| (one.name.clone(), Arc::new(one)));
+        let model = Model {
+            services: [(name, Arc::new(service.clone()))].into(),
+            slices: slices.into(),
+            ..Model::default()
+        };
+        let snapshot = Arc::new(Snapshot { generation: 1, synced: true, model: model.into() });
+        let desired = OnNode("n".to_owned()).desired(&snapshot);
+        let (kernel, status) = (Index::default(), ServiceStatus::default());
+        let moment = Moment { snapshot, desired, status, kernel, moving: false };
+        let refusal = moment.refusal(&service, "n").unwrap();
+        assert_eq!((refusal.lacks.as_str(), refusal.endpoints, refusal.in_force), ("target_port", 3, 1));
+        assert_eq!(refusal.port.to_string(), "10.96.0.10:38412/sctp");
     }
 }

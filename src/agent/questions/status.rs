@@ -72,7 +72,7 @@ pub(in crate::agent) fn status(state: &State) -> Status {
             generation: services.generation,
             wanted: services.services,
             without_endpoints: services.without_endpoints,
-            refused: services.refused.len(),
+            refused: services.refused_services().len(),
             waiting: services.waiting.len(),
             conflicts: services.conflicts.len(),
             last_change_us: services.took_us,

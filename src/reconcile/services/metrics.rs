@@ -1,6 +1,7 @@
 //! Metrics of the Service reconciler.
 
 use super::status::ServiceStatus;
+use crate::service::plan::Untranslatable;
 use crate::service::tables::{Reason, Usage};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -8,6 +9,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
+use std::collections::BTreeSet;
 
 /// Which table.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -79,7 +81,7 @@ impl ServiceMetrics {
         registry.register("rows_limit", "Rows of the service tables", self.limit.clone());
         registry.register(
             "refused",
-            "Services that do not fit into the tables, by what they lack",
+            "Services that are not served as wanted, by what they lack",
             self.refused.clone(),
         );
         registry.register("waiting", "Services that wait for the quarantine", self.waiting.clone());
@@ -117,6 +119,9 @@ impl ServiceMetrics {
             let lacking = status.refused.iter().filter(|refusal| refusal.reason.name() == reason).count();
             self.refused.get_or_create(&Lack { reason }).set(gauge(lacking));
         }
+        let sctp: BTreeSet<_> = status.untranslatable.iter().map(|one| &one.port.service).collect();
+        let reason = Untranslatable::NAME;
+        self.refused.get_or_create(&Lack { reason }).set(gauge(sctp.len()));
         self.waiting.set(gauge(status.waiting.len()));
         self.conflicts.set(gauge(status.conflicts.len()));
         self.failing.set(i64::from(status.error.is_some()));

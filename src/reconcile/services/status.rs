@@ -45,6 +45,13 @@ impl ServiceStatus {
     /// How much of the last drift is told.
     pub const DRIFT_TOLD: usize = 20;
 
+    /// Services that are refused, for want of room or because an SCTP port cannot be translated.
+    #[must_use]
+    pub fn refused_services(&self) -> BTreeSet<&ObjectName> {
+        let untranslatable = self.untranslatable.iter().map(|one| &one.port.service);
+        self.refused.iter().map(|refusal| &refusal.service).chain(untranslatable).collect()
+    }
+
     /// True if all that is wanted is in the kernel.
     #[must_use]
     pub fn is_well(&self) -> bool {
@@ -85,6 +92,7 @@ pub(super) struct News {
 mod tests {
     use super::*;
     use crate::model::Protocol;
+    use crate::service::plan::PortName;
     use crate::service::tables::{List, Reason};
 
     fn lacks(name: &str, reason: Reason) -> Refusal {
@@ -92,6 +100,21 @@ mod tests {
         let list = List { address, protocol: Protocol::Tcp, endpoints: 1, in_force: 0 };
         let service = ObjectName::new("shop", name);
         Refusal { service, reason, waits: false, keeps_rows: false, list }
+    }
+
+    #[test]
+    fn an_sctp_port_that_cannot_be_translated_makes_its_service_refused() {
+        let untranslatable = |name: &str, port| Untranslatable {
+            port: PortName { service: ObjectName::new("shop", name), port, protocol: Protocol::Sctp },
+            endpoint: "10.0.0.1:9".parse().unwrap(),
+        };
+        let status = ServiceStatus {
+            refused: vec![lacks("a", Reason::Frontends { needed: 1, used: 8, limit: 8 })],
+            untranslatable: vec![untranslatable("a", 1), untranslatable("b", 1), untranslatable("b", 2)],
+            ..ServiceStatus::default()
+        };
+        let names: Vec<_> = status.refused_services().into_iter().map(ToString::to_string).collect();
+        assert_eq!(names, ["shop/a", "shop/b"]);
     }
 
     #[test]

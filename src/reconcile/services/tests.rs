@@ -327,6 +327,7 @@ async fn metrics_have_the_figures_of_the_status() {
         "netd_service_rows_limit{table=\"backends\"} 8",
         "netd_service_refused{reason=\"slots\"} 1",
         "netd_service_refused{reason=\"backends\"} 0",
+        "netd_service_refused{reason=\"target_port\"} 0",
         "netd_service_operations_total 4",
         "netd_service_apply_seconds_count 1",
     ] {

@@ -81,7 +81,7 @@ fn an_sctp_port_leads_only_to_endpoints_with_the_same_port() {
         told,
         ["10.0.0.1:8080", "[fd00::1]:8080"].map(|endpoint| format!(
             "Service port default/amf:38412/SCTP cannot lead to {endpoint}: the port of an SCTP packet is not \
-             translated"
+             translated, its targetPort must be 38412 as well"
         ))
     );
 }
