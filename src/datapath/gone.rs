@@ -57,7 +57,7 @@ impl Gone {
         let mut map = locked(&self.map);
         let rows: Vec<_> = map.iter().map(Result::unwrap).collect();
         for (endpoint, since) in rows {
-            map.insert(endpoint, since.wrapping_sub(seconds), 0).unwrap();
+            map.insert(endpoint, since.wrapping_sub(seconds), 0).expect("a row that is there");
         }
         for since in locked(&self.known).values_mut() {
             *since -= Duration::from_secs(seconds.into());

@@ -390,14 +390,14 @@ mod tests {
                 pod: None,
             }],
         };
-        let slices = [slice(1, 38412), slice(2, 9), slice(3, 9)].map(|one| (one.name.clone(), Arc::new(one)));
+        let slices = [slice(1, 38412), slice(2, 9), slice(3, 9)].map(|one| (one.key(), Arc::new(one)));
         let model = Model {
             services: [(name, Arc::new(service.clone()))].into(),
             slices: slices.into(),
             ..Model::default()
         };
         let snapshot = Arc::new(Snapshot { generation: 1, synced: true, model: model.into() });
-        let desired = OnNode("n".to_owned()).desired(&snapshot);
+        let desired = OnNode("n".to_owned()).plan(&snapshot.model);
         let (kernel, status) = (Index::default(), ServiceStatus::default());
         let moment = Moment { snapshot, desired, status, kernel, moving: false };
         let refusal = moment.refusal(&service, "n").unwrap();

@@ -77,7 +77,7 @@ fn bucket(key: &FlowKey) -> u32 {
 
 /// A rig whose table of the established has all its rows in bucket 0; none if this kernel hashes otherwise.
 fn crowded() -> Option<Rig> {
-    let rig = Rig::with(|config| (config.flows, config.flows_per_pod) = (ROWS, ROWS));
+    let mut rig = Rig::with(|config| (config.flows, config.flows_per_pod) = (ROWS, ROWS));
     let config = rig.datapath.config().clone();
     let pin = Pins::current(&config.bpffs).map("ESTABLISHED");
     drop(rig.datapath);
@@ -87,7 +87,7 @@ fn crowded() -> Option<Rig> {
     let words = ["type", "hash", "key", "40", "value", "64", "entries", &rows, "name", "x", "flags", "0x40"];
     run(&[&["bpftool", "map", "create", &pin], &words[..]].concat());
     let (datapath, _) = Datapath::open(&config).unwrap();
-    let rig = Rig { datapath: datapath.into(), ..rig };
+    rig.datapath = datapath.into();
     rig.datapath.upsert_pod(&pod(IFINDEX, 1, "10.0.0.1", "fd00::1")).unwrap();
     rig.datapath.upsert_pod(&pod(OTHER_IFINDEX, 2, "10.0.0.2", "fd00::2")).unwrap();
     let keys = (0..).map(|n: u32| FlowKey {
