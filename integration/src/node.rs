@@ -352,7 +352,7 @@ impl<'lab> Node<'lab> {
         serde_json::from_str(&response.body).with_context(|| format!("{path}: {}", response.body))
     }
 
-    /// The newest drops of spoofed packets that its agent knows of, those from `source`.
+    /// The newest drops of spoofed packets that its agent knows of, those from the address `source`.
     ///
     /// # Errors
     /// No agent answers.
@@ -360,8 +360,12 @@ impl<'lab> Node<'lab> {
         let mut answer = self.api_json("/v1/drops?limit=512")?;
         let list = answer.get_mut("drops").and_then(Value::as_array_mut).map(std::mem::take);
         let mut drops = list.with_context(|| format!("no list of drops in {answer}"))?;
-        let is = |drop: &Value, key: &str, value: &str| drop.get(key).is_some_and(|v| v == value);
-        drops.retain(|drop| is(drop, "reason", "spoofed_source") && is(drop, "source", source));
+        let text = |drop: &Value, key: &str| drop.get(key).and_then(Value::as_str).map(str::to_owned);
+        let address = |drop: &Value| Some(text(drop, "source")?.parse::<SocketAddr>().ok()?.ip().to_string());
+        drops.retain(|drop| {
+            text(drop, "reason").as_deref() == Some("spoofed_source")
+                && address(drop).as_deref() == Some(source)
+        });
         Ok(drops)
     }
 

@@ -180,9 +180,11 @@ fn flows(node: &Node<'_>, client: &Server, servers: &[&Server], held: &[Held]) -
         let (state, table) = match one.proto {
             Proto::Tcp => ("established", "established"),
             // One question and its answer are no conversation.
-            Proto::Udp => ("two-way", "nursery"),
+            Proto::Udp => ("two_way", "nursery"),
         };
         ensure!((text(flow, "state"), text(flow, "table")) == (state, table), "{flow}");
+        ensure!((number(flow, "service_number") == u64::MAX) == direct, "{flow}");
+        ensure!((number(flow, "backend_number") == u64::MAX) == direct, "{flow}");
         ensure!(flow.get("half").is_some_and(|half| half == false), "{flow}");
         ensure!(number(flow, "expires_in_seconds") > 0 && number(flow, "idle_seconds") < 3600, "{flow}");
     }
@@ -328,13 +330,14 @@ fn a_service_is_told_as_the_kernel_has_it() -> Result<()> {
         site.state.slices("web", PORT, &server.pod.addresses)?;
         let service = |name: &str| -> Result<Value> {
             let told = netd(a, "svc list -o json")?.json()?;
-            let found = list(&told, "services")?.iter().find(|one| text(one, "name") == name).cloned();
+            let found = list(&told, "services")?.iter().find(|one| text(one, "service") == name).cloned();
             found.with_context(|| format!("no {name} in {told}"))
         };
         wait::holds("both Services to be told", || {
-            Ok(text(&service("web")?, "state") == "ok" && text(&service("empty")?, "state") == "no_endpoints")
+            Ok(text(&service("default/web")?, "state") == "ok"
+                && text(&service("default/empty")?, "state") == "no_endpoints")
         })?;
-        let web = service("web")?;
+        let web = service("default/web")?;
         ensure!((number(&web, "endpoints"), count(&web, "frontends")?) == (1, 4), "{web}");
         let page = netd(a, "svc list")?;
         ensure!(page.code == Some(0), "Services without endpoints are nobody's fault: {page:?}");
@@ -342,7 +345,7 @@ fn a_service_is_told_as_the_kernel_has_it() -> Result<()> {
 
         // A second Service with the address of the first.
         site.state.service("wet", &[vip4], VIP_PORT, &[])?;
-        wait::holds("the conflict to be told", || Ok(text(&service("wet")?, "state") == "conflict"))?;
+        wait::holds("the conflict to be told", || Ok(text(&service("default/wet")?, "state") == "conflict"))?;
         let page = netd(a, "svc list")?;
         ensure!(page.code == Some(1) && page.out.contains("next: netd svc show default/wet"), "{page:?}");
         let status = netd(a, "status")?;
@@ -380,8 +383,8 @@ fn a_service_is_told_as_the_kernel_has_it() -> Result<()> {
         for words in ["differs", "the kernel has no row for it", "missing", "next: "] {
             ensure!(shown.out.contains(words), "no {words:?} in {shown:?}");
         }
-        ensure!(text(&service("web")?, "state") == "differs");
-        ensure!(text(&service("empty")?, "state") == "no_endpoints");
+        ensure!(text(&service("default/web")?, "state") == "differs");
+        ensure!(text(&service("default/empty")?, "state") == "no_endpoints");
         Ok(())
     })
 }
@@ -498,6 +501,15 @@ fn a_monitor_tells_what_happens_while_it_happens() -> Result<()> {
             "{drop}"
         );
         ensure!(drop.get("drop").is_some_and(|drop| text(drop, "reason") == "spoofed_source"), "{drop}");
+
+        // What is remembered has the same form.
+        let remembered = a.api_json("/v1/drops?limit=1")?;
+        let newest = list(&remembered, "drops")?.first().context("a drop")?;
+        ensure!(text(&remembered, "schema") == "netd.drops/v1" && text(&remembered, "node") == a.name());
+        ensure!(text(newest, "message") == text(&drop, "message") && text(newest, "time").ends_with('Z'));
+        for (key, value) in drop.get("drop").and_then(Value::as_object).context("the packet")? {
+            ensure!(newest.get(key) == Some(value), "{key}: {newest} and {drop}");
+        }
 
         // Changes.
         let late = a.add_pod("late")?;

@@ -12,7 +12,7 @@
 //! | `GET /v1/conntrack?pod=&service=&protocol=&state=&address=&limit=` | flows, a line each: [`answer::conntrack`] |
 //! | `GET /v1/conntrack/summary` | flows, counted |
 //! | `GET /v1/events?drops=&pod=&reason=` | what happens, a line each, without end: [`answer::event`] |
-//! | `GET /v1/drops?limit=N` | the newest drops |
+//! | `GET /v1/drops?limit=` | the newest drops: [`answer::event::Drops`] |
 //! | `POST /v1/cni/{add,del,check,gc,status}` | the CNI plugin's questions |
 //!
 //! What begins with `/v1` is on the socket only. A question that cannot be answered gets a status of 400, 404
@@ -23,7 +23,7 @@ use super::state::State as Agent;
 use super::tasks::Failure;
 use crate::telemetry::metrics::{CONTENT_TYPE, Metrics};
 use axum::extract::connect_info::{ConnectInfo, Connected};
-use axum::extract::{Query, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -71,7 +71,6 @@ pub(super) async fn serve_socket(
 ) -> Result<(), Failure> {
     let listener = UnixListener::from_std(listener)?;
     let router = public()
-        .route("/v1/drops", get(drops))
         .merge(questions::router())
         .with_state(shared)
         .merge(cni)
@@ -151,20 +150,4 @@ async fn metrics(State(shared): State<Shared>) -> Result<Response, Response> {
         Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
         Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be written\n").into_response(),
     })
-}
-
-#[derive(serde::Deserialize)]
-struct Limit {
-    #[serde(default = "Limit::default_limit")]
-    limit: usize,
-}
-
-impl Limit {
-    const fn default_limit() -> usize {
-        100
-    }
-}
-
-async fn drops(State(shared): State<Shared>, Query(Limit { limit }): Query<Limit>) -> Response {
-    Json(serde_json::json!({ "version": 1, "drops": shared.state.drops.newest(limit) })).into_response()
 }

@@ -2,7 +2,6 @@
 
 use crate::datapath::events::Events;
 use netd_bpf::event::{Drop, reason, stage};
-use serde::Serialize;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,10 +18,9 @@ const LOG_EVERY: Duration = Duration::from_secs(10);
 const LOG_KEYS: usize = 1024;
 
 /// One dropped packet.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Dropped {
-    /// Milliseconds since 1970.
-    pub(super) time_ms: u128,
+    pub(super) time: SystemTime,
     /// Why, as the metric's label has it.
     pub(super) reason: &'static str,
     /// Why, for people.
@@ -41,7 +39,7 @@ pub(super) struct Dropped {
     pub(super) destination_port: u16,
     /// IANA protocol number.
     pub(super) protocol: u8,
-    /// Service port, if the packet was for one.
+    /// Namespace and name of the Service, if the packet was for one.
     pub(super) service: Option<String>,
     /// Bytes, with the link header.
     pub(super) length: u32,
@@ -55,7 +53,7 @@ pub(super) struct Dropped {
 pub(super) trait Names: Send + Sync {
     /// Namespace and name of an endpoint.
     fn pod(&self, endpoint: u32) -> Option<String>;
-    /// Namespace, name and port of a Service port.
+    /// Namespace and name of the Service of a Service port.
     fn service(&self, service: u32) -> Option<String>;
     /// Hears of each drop.
     fn dropped(&self, _: &Dropped) {}
@@ -105,9 +103,7 @@ impl Drops {
 fn describe(event: &Drop, names: &dyn Names) -> Dropped {
     let (reason, because) = reason_name(event.reason);
     Dropped {
-        time_ms: SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .map_or(0, |since| since.as_millis()),
+        time: SystemTime::now(),
         reason,
         because,
         stage: stage_name(event.stage),

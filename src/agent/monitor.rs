@@ -6,8 +6,8 @@
 use super::drops::Dropped;
 use super::questions::{Book, Refusal};
 use super::state::State;
-use crate::answer::event::{Drop, Event, Kind};
-use crate::answer::{document, protocol};
+use crate::answer::event::{Drop, Drops, Event, Kind};
+use crate::answer::{self, document, protocol};
 use axum::body::{Body, Bytes};
 use futures_util::stream;
 use k8s_openapi::jiff::Timestamp;
@@ -67,16 +67,38 @@ impl Monitor {
 
 /// An event of now.
 pub(super) fn event(kind: Kind, subject: Option<String>, message: impl Into<String>) -> Event {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let time = i64::try_from(since.as_millis()).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
-    let time = time.unwrap_or_default().strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string();
+    let time = stamp(SystemTime::now());
     Event { time, kind, subject, message: message.into(), bad: false, drop: None, lost: None }
 }
 
-/// A drop with the names of both ends.
+/// RFC 3339, UTC, to the millisecond.
+fn stamp(time: SystemTime) -> String {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let time = i64::try_from(since.as_millis()).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
+    time.unwrap_or_default().strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
+}
+
+/// The newest drops, told by the names of now.
+pub(super) fn newest(state: &State, limit: usize) -> Drops {
+    let book = state.book();
+    let told = |dropped: &Dropped| answer::event::Dropped {
+        time: stamp(dropped.time),
+        message: dropped.because.to_owned(),
+        packet: packet(dropped, &book),
+    };
+    Drops { node: state.node.clone(), drops: state.drops.newest(limit).iter().map(told).collect() }
+}
+
+/// A drop as an event.
 pub(super) fn drop_event(dropped: &Dropped, book: &Book) -> Event {
+    let drop = Some(packet(dropped, book));
+    Event { bad: true, drop, ..event(Kind::Drop, dropped.pod.clone(), dropped.because) }
+}
+
+/// A dropped packet with the names of both ends.
+fn packet(dropped: &Dropped, book: &Book) -> Drop {
     let pod = |address| book.called(address);
-    let about = Drop {
+    Drop {
         reason: dropped.reason.to_owned(),
         stage: dropped.stage.to_owned(),
         pod: dropped.pod.clone(),
@@ -92,8 +114,7 @@ pub(super) fn drop_event(dropped: &Dropped, book: &Book) -> Event {
         service: dropped.service.clone(),
         tcp_flags: (dropped.protocol == 6).then(|| tcp_flags(dropped.tcp_flags)),
         length: dropped.length,
-    };
-    Event { bad: true, drop: Some(about), ..event(Kind::Drop, dropped.pod.clone(), dropped.because) }
+    }
 }
 
 /// Names of the bits (RFC 9293 §3.1), joined by commas.

@@ -25,6 +25,9 @@ use axum::routing::get;
 use axum::{Json, Router};
 use std::sync::Arc;
 
+/// Drops told to who says no number.
+const DROPS: usize = 100;
+
 /// Their paths.
 pub(super) fn router() -> Router<Shared> {
     Router::new()
@@ -35,6 +38,7 @@ pub(super) fn router() -> Router<Shared> {
         .route("/v1/conntrack", get(conntrack))
         .route("/v1/conntrack/summary", get(conntrack_summary))
         .route("/v1/events", get(events))
+        .route("/v1/drops", get(drops))
 }
 
 /// A document that takes reading the kernel's tables.
@@ -102,6 +106,18 @@ async fn events(
     let filter = blocking(move || monitor::Filter::new(asked, &shared.state)).await?;
     let filter = filter.map_err(IntoResponse::into_response)?;
     Ok(lines(monitor::stream(&state.monitor, filter, state.tasks.token().clone())))
+}
+
+#[derive(serde::Deserialize)]
+struct Newest {
+    limit: Option<usize>,
+}
+
+async fn drops(
+    State(shared): State<Shared>,
+    Query(Newest { limit }): Query<Newest>,
+) -> Result<Response, Response> {
+    told(shared, move |state| Ok(monitor::newest(state, limit.unwrap_or(DROPS)))).await
 }
 
 /// A body of one JSON document per line (<https://github.com/ndjson/ndjson-spec>).

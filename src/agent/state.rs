@@ -80,7 +80,7 @@ impl Names for State {
 
     fn service(&self, service: u32) -> Option<String> {
         let handle = self.services.load();
-        Some(handle.as_ref()?.names.service(service)?.port.to_string())
+        Some(handle.as_ref()?.names.service(service)?.port.service.to_string())
     }
 
     fn dropped(&self, dropped: &Dropped) {

@@ -10,22 +10,41 @@ use std::net::SocketAddr;
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, clap::ValueEnum,
 )]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "snake_case")]
 pub enum State {
     /// TCP: the handshake is not complete
     Opening,
     /// TCP: open
     Established,
     /// TCP: one end has finished
+    #[value(alias = "half_closed")]
     HalfClosed,
     /// TCP: both ends have finished, or one reset it
     Closed,
     /// Not TCP: nobody has answered
+    #[value(alias = "one_way")]
     OneWay,
     /// Not TCP: it was answered
+    #[value(alias = "two_way")]
     TwoWay,
 }
 
+impl State {
+    /// As documents and questions have it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Opening => "opening",
+            Self::Established => "established",
+            Self::HalfClosed => "half_closed",
+            Self::Closed => "closed",
+            Self::OneWay => "one_way",
+            Self::TwoWay => "two_way",
+        }
+    }
+}
+
+/// For people.
 impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -105,10 +124,14 @@ pub struct Flow {
     pub frontend: Option<SocketAddr>,
     /// The Service: `namespace/name`.
     pub service: Option<String>,
+    /// Number of the Service port in the datapath.
+    pub service_number: Option<u32>,
     /// Who answers: the Service's backend, or whom the client sends to.
     pub server: SocketAddr,
     /// Its pod, likewise.
     pub server_pod: Option<String>,
+    /// Number of the Service's backend in the datapath.
+    pub backend_number: Option<u32>,
     /// The client's port as the server sees it, if that is another.
     pub translated_port: Option<u16>,
     /// How far it has come.

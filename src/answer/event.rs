@@ -1,4 +1,4 @@
-//! `netd monitor`: what happens, as it happens. One document per line.
+//! `netd monitor`: what happens, as it happens, one document per line; and the newest drops, remembered.
 
 use super::Answer;
 use serde::{Deserialize, Serialize};
@@ -69,6 +69,31 @@ impl Answer for Event {
     const SCHEMA: &'static str = "netd.event/v1";
 }
 
+/// `netd.drops/v1`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drops {
+    /// Name of the node.
+    pub node: String,
+    /// The newest, the oldest of them first.
+    pub drops: Vec<Dropped>,
+}
+
+impl Answer for Drops {
+    const SCHEMA: &'static str = "netd.drops/v1";
+}
+
+/// A drop that the agent remembers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dropped {
+    /// As of an event.
+    pub time: String,
+    /// Why, in one sentence.
+    pub message: String,
+    /// The packet.
+    #[serde(flatten)]
+    pub packet: Drop,
+}
+
 /// A dropped packet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drop {
@@ -88,7 +113,7 @@ pub struct Drop {
     pub destination: SocketAddr,
     /// The pod that has this address, likewise.
     pub destination_pod: Option<String>,
-    /// The Service port that the packet was for: `namespace/name:port/protocol`.
+    /// The Service that the packet was for: `namespace/name`.
     pub service: Option<String>,
     /// TCP's flags, such as `SYN,ACK`.
     pub tcp_flags: Option<String>,

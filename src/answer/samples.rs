@@ -2,8 +2,8 @@
 //! the documentation are tested with.
 
 use super::conntrack::{Fill, Flow, Group, PodFlows, State as FlowState, Summary, Table as FlowTable};
-use super::endpoints::{Drops, Endpoint, Endpoints};
-use super::event::{Drop, Event, Kind};
+use super::endpoints::{Drops as EndpointDrops, Endpoint, Endpoints};
+use super::event::{Drop, Dropped, Drops, Event, Kind};
 use super::services::{
     Backend, BackendState, Frontend, Port, Refusal, Service, Services, Shown, State as ServiceState,
 };
@@ -201,8 +201,8 @@ pub(crate) fn endpoints() -> Endpoints {
         flows: 12,
         flows_limit: 65_536,
         drops: vec![
-            Drops { reason: "no_backend".to_owned(), stage: "pod_egress".to_owned(), packets: 4 },
-            Drops { reason: "malformed".to_owned(), stage: "pod_egress".to_owned(), packets: 1 },
+            EndpointDrops { reason: "no_backend".to_owned(), stage: "pod_egress".to_owned(), packets: 4 },
+            EndpointDrops { reason: "malformed".to_owned(), stage: "pod_egress".to_owned(), packets: 1 },
         ],
     };
     let lost = Endpoint {
@@ -231,8 +231,7 @@ fn refusal() -> Refusal {
 
 pub(crate) fn services() -> Services {
     let well = Service {
-        namespace: "shop".to_owned(),
-        name: "api".to_owned(),
+        service: "shop/api".to_owned(),
         frontends: vec![port("10.96.0.10:80", "tcp"), port("[fd00:96::10]:80", "tcp")],
         endpoints: 3,
         endpoints_local: 1,
@@ -242,7 +241,7 @@ pub(crate) fn services() -> Services {
         refusal: None,
     };
     let of = |name: &str, state, reason: Option<&str>| Service {
-        name: name.to_owned(),
+        service: format!("shop/{name}"),
         endpoints: 0,
         endpoints_local: 0,
         state,
@@ -294,8 +293,7 @@ pub(crate) fn service() -> Shown {
     };
     Shown {
         node: "node-1".to_owned(),
-        namespace: "shop".to_owned(),
-        name: "api".to_owned(),
+        service: "shop/api".to_owned(),
         state: ServiceState::Ok,
         reason: None,
         refusal: None,
@@ -361,8 +359,10 @@ pub(crate) fn flows() -> Vec<Flow> {
         client_pod: text("shop/web-0"),
         frontend: Some(at("10.96.0.10:80")),
         service: text("shop/api"),
+        service_number: Some(4),
         server: at("10.42.4.6:8080"),
         server_pod: text("shop/api-1"),
+        backend_number: Some(9),
         translated_port: Some(2_022),
         state: FlowState::Established,
         table: FlowTable::Established,
@@ -381,8 +381,10 @@ pub(crate) fn flows() -> Vec<Flow> {
         client_pod: None,
         frontend: None,
         service: None,
+        service_number: None,
         server: at("[2001:db8::1]:53"),
         server_pod: None,
+        backend_number: None,
         translated_port: None,
         state: FlowState::OneWay,
         table: FlowTable::Nursery,
@@ -424,8 +426,16 @@ pub(crate) fn summary() -> Summary {
         ],
         pods: vec![pod(Some("shop/web-0"), 7, 512, 3), pod(None, 9, 100, 0)],
         events: map([("opened", 900), ("refused_share", 12)]),
-        lifetimes_seconds: map([("tcp established", 8_000), ("one-way", 30)]),
+        lifetimes_seconds: map([("tcp_established", 8_000), ("one_way", 30)]),
     }
+}
+
+pub(crate) fn drops() -> Drops {
+    let of = |event: Event| {
+        let Event { time, message, drop, .. } = event;
+        Some(Dropped { time, message, packet: drop? })
+    };
+    Drops { node: "node-1".to_owned(), drops: events().into_iter().filter_map(of).collect() }
 }
 
 pub(crate) fn events() -> Vec<Event> {
@@ -447,7 +457,7 @@ pub(crate) fn events() -> Vec<Event> {
         source_pod: text("shop/web-0"),
         destination: at("10.96.0.10:80"),
         destination_pod: None,
-        service: text("shop/api:80/TCP"),
+        service: text("shop/api"),
         tcp_flags: text("SYN"),
         length: 74,
     };

@@ -68,10 +68,8 @@ impl Answer for Services {
 /// A Service in a list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
-    /// Its namespace.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
+    /// `namespace/name`.
+    pub service: String,
     /// What clients address.
     pub frontends: Vec<Port>,
     /// Endpoints that take traffic, of the frontend that has the most.
@@ -122,10 +120,8 @@ impl fmt::Display for Port {
 pub struct Shown {
     /// Name of the node, whose view this is.
     pub node: String,
-    /// Its namespace.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
+    /// `namespace/name`.
+    pub service: String,
     /// How it is.
     pub state: State,
     /// Why it is so, if that is not plain.

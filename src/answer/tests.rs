@@ -53,6 +53,7 @@ fn documents() -> Vec<(&'static str, Vec<Value>)> {
         (Head::SCHEMA, vec![conntrack]),
         (Summary::SCHEMA, vec![of(&samples::summary())]),
         (event::Event::SCHEMA, samples::events().iter().map(of).collect()),
+        (event::Drops::SCHEMA, vec![of(&samples::drops())]),
     ]
 }
 
@@ -66,6 +67,40 @@ fn shapes_change_only_with_their_version() {
         paths.iter().for_each(|path| all.push_str(&format!("  {}\n", path.trim_start_matches('.'))));
     }
     insta::assert_snapshot!("shapes", all);
+}
+
+/// All strings and keys of a document, each with the key before it.
+fn words(key: &str, value: &Value, out: &mut Vec<(String, String)>) {
+    match value {
+        Value::Object(fields) => fields.iter().for_each(|(name, value)| {
+            out.push(("key".to_owned(), name.clone()));
+            words(name, value, out);
+        }),
+        Value::Array(items) => items.iter().for_each(|item| words(key, item, out)),
+        Value::String(text) => out.push((key.to_owned(), text.clone())),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+#[test]
+fn keys_and_states_are_one_word_and_services_have_one_form() {
+    let snake = |text: &str| text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+    let mut all = Vec::new();
+    for (_, documents) in documents() {
+        documents.iter().for_each(|document| words("", document, &mut all));
+    }
+    for (key, text) in &all {
+        match key.as_str() {
+            "key" => assert!(!text.contains(' '), "{text:?}"),
+            "state" | "table" | "kind" | "part" | "level" | "lacks" => assert!(snake(text), "{key}: {text}"),
+            "service" => assert!(text.starts_with("shop/") && !text.contains(':'), "{text}"),
+            "protocol" => assert!(snake(text), "{text}"),
+            _ => {}
+        }
+    }
+    for state in <State as clap::ValueEnum>::value_variants() {
+        assert_eq!(json!(state), state.name());
+    }
 }
 
 #[test]
@@ -83,6 +118,7 @@ fn what_is_written_is_read_back() {
     back(&samples::service());
     back(&samples::refused_service());
     back(&samples::summary());
+    back(&samples::drops());
     samples::events().iter().for_each(back);
     for line in samples::flows().into_iter().map(|flow| Line::Flow(Box::new(flow))) {
         let text = serde_json::to_string(&line).expect("JSON");

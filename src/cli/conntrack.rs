@@ -68,7 +68,7 @@ fn run_list(list: &List, loader: &Loader) -> anyhow::Result<Exit> {
             ("pod", list.pod.clone()),
             ("service", list.svc.clone()),
             ("protocol", list.proto.clone()),
-            ("state", list.state.map(|state| state.to_string())),
+            ("state", list.state.map(|state| state.name().to_owned())),
             ("address", list.address.clone()),
             ("limit", (list.limit > 0).then(|| list.limit.to_string())),
         ],
@@ -270,6 +270,11 @@ mod tests {
         let mut line: Vec<&str> = filters.split(' ').collect();
         line.extend(["--limit", "3"]);
         assert_eq!(asked(&line).unlimited(), format!("netd conntrack list {filters} --limit 0"));
+        let in_json = asked(&["--state", "half_closed"]);
+        assert_eq!(
+            (in_json.state, in_json.state.map(State::name)),
+            (Some(State::HalfClosed), Some("half_closed"))
+        );
         assert_eq!(asked(&asked(&line).unlimited().split(' ').skip(3).collect::<Vec<_>>()).limit, 0);
     }
 

@@ -77,7 +77,6 @@ fn packet(drop: &Drop) -> String {
         let at = if at.port() == 0 { at.ip().to_string() } else { at.to_string() };
         name.map_or_else(|| at.clone(), |name| format!("{name} {at}"))
     };
-    let service = drop.service.as_deref().and_then(|service| service.split(':').next());
     let flags = drop.tcp_flags.as_ref().map(|flags| format!(" {flags}")).unwrap_or_default();
     let elsewhere = match &drop.pod {
         Some(pod) if drop.source_pod.as_ref() != Some(pod) && drop.destination_pod.as_ref() != Some(pod) => {
@@ -88,7 +87,7 @@ fn packet(drop: &Drop) -> String {
     format!(
         "{elsewhere}{} → {} {}{flags}  ",
         end(drop.source_pod.as_deref(), drop.source),
-        end(drop.destination_pod.as_deref().or(service), drop.destination),
+        end(drop.destination_pod.as_deref().or(drop.service.as_deref()), drop.destination),
         drop.protocol,
     )
 }

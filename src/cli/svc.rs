@@ -55,11 +55,8 @@ fn list(services: &Services) -> Page {
     }
     for service in services.services.iter().filter(|one| !one.state.is_well()) {
         page.line("");
-        page.judged(
-            true,
-            explained(&full_name(&service.namespace, &service.name), service.reason.as_deref()),
-        );
-        page.line(format!("  next: netd svc show {}/{}", service.namespace, service.name));
+        page.judged(true, explained(&service.service, service.reason.as_deref()));
+        page.line(format!("  next: netd svc show {}", service.service));
     }
     if !services.strays.is_empty() {
         let all: Vec<String> = services.strays.iter().map(ToString::to_string).collect();
@@ -68,10 +65,6 @@ fn list(services: &Services) -> Page {
         page.line("  next: netd status");
     }
     page
-}
-
-fn full_name(namespace: &str, name: &str) -> String {
-    format!("{namespace}/{name}")
 }
 
 /// A reason, with the name before it unless it has it.
@@ -92,7 +85,7 @@ fn row(service: &Service) -> [String; 5] {
     let counts = service.state != State::NotServed;
     let number = |count: usize| if counts { count.to_string() } else { "-".to_owned() };
     [
-        full_name(&service.namespace, &service.name),
+        service.service.clone(),
         if addresses.is_empty() { "-".to_owned() } else { addresses.join(", ") },
         number(service.endpoints),
         number(service.endpoints_local),
@@ -102,9 +95,8 @@ fn row(service: &Service) -> [String; 5] {
 
 fn show(shown: &Shown) -> Page {
     let mut page = Page::default();
-    let name = full_name(&shown.namespace, &shown.name);
     let well = shown.state.is_well();
-    page.judged(!well, format!("Service {name}  {}  (seen from {})", shown.state, shown.node));
+    page.judged(!well, format!("Service {}  {}  (seen from {})", shown.service, shown.state, shown.node));
     let affinity =
         shown.affinity_seconds.map_or("none".to_owned(), |time| format!("client, {}", span(time.into())));
     page.line(format!("affinity {affinity}  internal traffic policy {}", shown.internal_traffic_policy));

@@ -18,7 +18,7 @@ use axum::body::{Body, Bytes};
 use futures_util::stream;
 use ipnet::IpNet;
 use netd_bpf::flow::{Limits, expired, role};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::ops::ControlFlow;
@@ -110,8 +110,10 @@ impl Question {
             client_pod: self.pod(flow.client.ip()),
             frontend: flow.frontend,
             service: self.services.get(&flow.service).map(ToString::to_string),
+            service_number: Some(flow.service).filter(|number| *number != 0),
             server: flow.server,
             server_pod: self.pod(flow.server.ip()),
+            backend_number: Some(flow.backend).filter(|number| *number != 0),
             translated_port: flow.client_port_there,
             state: shown(flow.state),
             table: table(flow.established),
@@ -283,22 +285,27 @@ pub(in crate::agent) fn summary(state: &State) -> Result<Summary, Refusal> {
         .collect();
     flows.sort();
     let events = state.datapath.flow_counts().map_err(|error| Refusal::failed(&error))?;
-    let lifetimes = [
-        ("tcp opening", limits.tcp_opening),
-        ("tcp established", limits.tcp_established),
-        ("tcp half-closed", limits.tcp_half_closed),
-        ("tcp closed", limits.tcp_closed),
-        ("one-way", limits.one_way),
-        ("two-way", limits.two_way),
-    ];
     Ok(Summary {
         node: state.node.clone(),
         tables: tables.into_iter().map(|(name, rows, limit)| (name.to_owned(), fill(rows, limit))).collect(),
         flows,
         pods: pods(state, owners),
         events: flow_events(&events),
-        lifetimes_seconds: lifetimes.into_iter().map(|(name, seconds)| (name.to_owned(), seconds)).collect(),
+        lifetimes_seconds: lifetimes(&limits),
     })
+}
+
+/// By the keys of the configuration.
+fn lifetimes(limits: &Limits) -> BTreeMap<String, u32> {
+    let all = [
+        ("tcp_opening", limits.tcp_opening),
+        ("tcp_established", limits.tcp_established),
+        ("tcp_half_closed", limits.tcp_half_closed),
+        ("tcp_closed", limits.tcp_closed),
+        ("one_way", limits.one_way),
+        ("two_way", limits.two_way),
+    ];
+    all.into_iter().map(|(name, seconds)| (name.to_owned(), seconds)).collect()
 }
 
 fn pods(state: &State, owners: HashMap<u32, [u64; 2]>) -> Vec<PodFlows> {
@@ -393,8 +400,20 @@ mod tests {
         let told = question().told(&flow(), 160);
         assert_eq!((told.age_seconds, told.idle_seconds, told.expires_in_seconds), (60, 10, 7990));
         assert_eq!((told.service.as_deref(), told.protocol.as_str()), (Some("shop/api"), "tcp"));
+        assert_eq!((told.service_number, told.backend_number), (Some(4), Some(1)));
+        let direct = Conversation { service: 0, backend: 0, frontend: None, ..flow() };
+        let direct = question().told(&direct, 160);
+        assert_eq!((direct.service, direct.service_number, direct.backend_number), (None, None, None));
         let overdue = question().told(&Conversation { lifetime: 5, ..flow() }, 160);
         assert_eq!(overdue.expires_in_seconds, 0);
+    }
+
+    #[test]
+    fn lifetimes_are_told_by_the_keys_of_the_configuration() {
+        let example = include_str!("../../config/example.yaml");
+        for key in lifetimes(&Limits::DEFAULT).into_keys() {
+            assert!(example.contains(&format!("    {key}: ")), "{key}");
+        }
     }
 
     #[test]

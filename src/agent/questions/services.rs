@@ -193,8 +193,7 @@ pub(in crate::agent) fn list(state: &State) -> Result<Services, Refusal> {
         let (how, reason) = moment.state(service, desired, &views);
         let most = frontends.iter().max_by_key(|frontend| frontend.backends.len());
         services.push(Service {
-            namespace: name.namespace.to_string(),
-            name: name.name.to_string(),
+            service: name.to_string(),
             frontends: frontends.iter().map(|frontend| port(&frontend.key)).collect(),
             endpoints: most.map_or(0, |frontend| frontend.backends.len()),
             endpoints_local: most.map_or(0, DesiredFrontend::local),
@@ -232,8 +231,7 @@ pub(in crate::agent) fn show(state: &State, asked: &str) -> Result<Shown, Refusa
     let places = Places::of(service, moment.model(), &book, &state.node);
     Ok(Shown {
         node: state.node.clone(),
-        namespace: name.namespace.to_string(),
-        name: name.name.to_string(),
+        service: name.to_string(),
         state: how,
         reason,
         refusal: moment.refusal(service, &state.node),

@@ -51,6 +51,6 @@ fn spoof(node: &Node<'_>, from: &Server, claimed: &Server, to: &Server, v6: bool
         "dropped, and the honest one after it arrived\n/v1/drops: pod {}, {}: {}",
         word("pod"),
         word("reason"),
-        word("because")
+        word("message")
     ))
 }
