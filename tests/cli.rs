@@ -199,8 +199,8 @@ fn an_unknown_name_is_exit_code_1_and_a_question_that_makes_no_sense_2() {
 fn flow(port: u16) -> serde_json::Value {
     serde_json::json!({"flow": {
         "protocol": "tcp", "client": format!("10.0.0.5:{port}"), "client_pod": "shop/web-0",
-        "frontend": "10.96.0.1:80", "service": "shop/api", "service_number": 4, "server": "10.0.0.6:8080",
-        "server_pod": null, "backend_number": 9, "translated_port": null, "state": "half_closed", "table": "established", "age_seconds": 5,
+        "frontend": "10.96.0.1:80", "service": "shop/api", "service_number": 4, "service_deleted": false, "server": "10.0.0.6:8080",
+        "server_pod": null, "backend_number": 9, "backend_deleted": false, "translated_port": null, "state": "half_closed", "table": "established", "age_seconds": 5,
         "idle_seconds": 1, "expires_in_seconds": 599, "endpoint": 7, "half": false, "hairpin": false,
         "from_stack": false, "refused": false,
     }})

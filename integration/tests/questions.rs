@@ -148,6 +148,27 @@ fn what_is_told_of_pods_and_flows_is_what_the_kernel_has() -> Result<()> {
         })?;
         let shown = netd(a, "svc show web")?;
         ensure!(shown.out.contains(" left "), "{shown:?}");
+
+        // Then the Service goes too; its connections go on.
+        let open =
+            held.iter().find(|one| through_far(one)).context("a flow to far")?.flow.local()?.to_string();
+        let told = |key: &str| -> Result<Option<Value>> {
+            let flows = ask(a, "conntrack list --svc web --pod client --proto tcp --limit 0")?;
+            let is =
+                |flow: &&Value| text(flow, "client") == open && flow.get(key).is_some_and(|is| *is == true);
+            Ok(list(&flows, "flows")?.iter().find(is).cloned())
+        };
+        let flow = wait::until("the backend to be told as deleted", || told("backend_deleted"))?;
+        ensure!(
+            text(&flow, "server_pod") == "default/far" && text(&flow, "service") == "default/web",
+            "{flow}"
+        );
+        ensure!(flow.get("service_deleted").is_some_and(|deleted| *deleted == false), "{flow}");
+        site.state.remove("service-web.yaml")?;
+        let flow = wait::until("the Service to be told as deleted", || told("service_deleted"))?;
+        ensure!((text(&flow, "service"), text(&flow, "state")) == ("default/web", "established"), "{flow}");
+        let page = netd(a, "conntrack list --svc default/web")?;
+        ensure!(page.code == Some(0) && page.out.contains("the Service is deleted"), "{page:?}");
         Ok(())
     })
 }

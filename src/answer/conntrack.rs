@@ -126,12 +126,16 @@ pub struct Flow {
     pub service: Option<String>,
     /// Number of the Service port in the datapath.
     pub service_number: Option<u32>,
+    /// The Service port is not in the tables any more. Its name is known if that was in this agent's time.
+    pub service_deleted: bool,
     /// Who answers: the Service's backend, or whom the client sends to.
     pub server: SocketAddr,
     /// Its pod, likewise.
     pub server_pod: Option<String>,
     /// Number of the Service's backend in the datapath.
     pub backend_number: Option<u32>,
+    /// It is a backend no longer; open TCP connections go on.
+    pub backend_deleted: bool,
     /// The client's port as the server sees it, if that is another.
     pub translated_port: Option<u16>,
     /// How far it has come.

@@ -360,9 +360,11 @@ pub(crate) fn flows() -> Vec<Flow> {
         frontend: Some(at("10.96.0.10:80")),
         service: text("shop/api"),
         service_number: Some(4),
+        service_deleted: false,
         server: at("10.42.4.6:8080"),
         server_pod: text("shop/api-1"),
         backend_number: Some(9),
+        backend_deleted: false,
         translated_port: Some(2_022),
         state: FlowState::Established,
         table: FlowTable::Established,
@@ -396,6 +398,8 @@ pub(crate) fn flows() -> Vec<Flow> {
     };
     let closing = Flow {
         state: FlowState::HalfClosed,
+        service_deleted: true,
+        backend_deleted: true,
         half: false,
         hairpin: false,
         translated_port: None,

@@ -186,6 +186,8 @@ fn row(flow: &Flow) -> [String; 10] {
         notes.push(format!("port {port} to the server"));
     }
     for (set, note) in [
+        (flow.service_deleted, "the Service is deleted"),
+        (flow.backend_deleted, "the server is no endpoint any more"),
         (flow.hairpin, "to itself"),
         (flow.from_stack, "from the node"),
         (flow.refused, "no room among the established"),
@@ -286,7 +288,7 @@ mod tests {
         PROTO  CLIENT                      FRONTEND                SERVER                     STATE        TABLE        AGE    IDLE  EXPIRES
         tcp    shop/web-0 10.42.3.5:40312  shop/api 10.96.0.10:80  shop/api-1 10.42.4.6:8080  established  established  6m40s  3s    2h13m    port 2022 to the server, to itself, half
         udp    [fd00:42:3::5]:5353         -                       [2001:db8::1]:53           one-way      nursery      6m40s  3s    2h13m    from the node, no room among the established
-        tcp    shop/web-0 10.42.3.5:40312  shop/api 10.96.0.10:80  shop/api-1 10.42.4.6:8080  half-closed  established  6m40s  3s    2h13m
+        tcp    shop/web-0 10.42.3.5:40312  shop/api 10.96.0.10:80  shop/api-1 10.42.4.6:8080  half-closed  established  6m40s  3s    2h13m    the Service is deleted, the server is no endpoint any more
         9 more: netd conntrack list --limit 0
         ");
         assert_eq!(list_page(Vec::new(), Tail { matched: 0, told: 0 }, &all).render(false), "no such flow\n");

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use worker::{Work, Worker};
 
 pub use metrics::ServiceMetrics;
-pub use names::{BackendLabel, Names, ServiceLabel};
+pub use names::{BackendLabel, Names, Register, ServiceLabel};
 pub use status::ServiceStatus;
 
 /// The kernel's service tables. Calls may block.

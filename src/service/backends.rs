@@ -51,6 +51,8 @@ struct Record {
     /// Slots in use that name it.
     refs: u32,
     pod: Option<ObjectName>,
+    /// What it stands for was told.
+    named: bool,
     /// When it becomes free, once that is settled.
     until: Option<Instant>,
     /// False for the second id of one backend, which only a damaged table has.
@@ -231,14 +233,14 @@ impl Backends {
             })
     }
 
-    /// Notes the pods behind the backends.
+    /// Notes the pods behind the backends, and tells of ids that a former image gave out.
     pub(super) fn name(&mut self, ids: &[u32], backends: &[DesiredBackend], names: &mut Vec<NameChange>) {
         for (id, backend) in ids.iter().zip(backends) {
             if let Some(record) = self.records.get_mut(*id as usize)
-                && backend.pod.is_some()
-                && record.pod != backend.pod
+                && (!record.named || backend.pod.is_some() && record.pod != backend.pod)
             {
                 record.pod.clone_from(&backend.pod);
+                record.named = true;
                 names.push(NameChange::backend(*id, &record.row, record.pod.clone()));
             }
         }
@@ -298,6 +300,7 @@ impl Backends {
             record.until = None;
             record.canonical = true;
             record.pod = pod.cloned();
+            record.named = true;
             ops.push(Op::SetBackend { id, row: record.row });
             names.push(NameChange::backend(id, &record.row, record.pod.clone()));
         }

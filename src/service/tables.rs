@@ -130,6 +130,8 @@ pub enum NameChange {
     Backend {
         /// Its id.
         id: u32,
+        /// The id's generation.
+        generation: u32,
         /// Address and port.
         address: SocketAddr,
         /// The pod behind it, if known.
@@ -144,7 +146,8 @@ pub enum NameChange {
 
 impl NameChange {
     pub(super) fn backend(id: u32, row: &Backend, pod: Option<ObjectName>) -> Self {
-        Self::Backend { id, address: SocketAddr::new(row.addr.into(), u16::from_be(row.port)), pod }
+        let address = SocketAddr::new(row.addr.into(), u16::from_be(row.port));
+        Self::Backend { id, generation: row.generation, address, pod }
     }
 }
 

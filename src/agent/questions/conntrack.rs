@@ -13,6 +13,7 @@ use crate::answer::{document, protocol};
 use crate::datapath::FlowRow;
 use crate::datapath::conversation::{self, Conversation, now};
 use crate::model::ObjectName;
+use crate::reconcile::services::Register;
 use crate::telemetry::chain;
 use axum::body::{Body, Bytes};
 use futures_util::stream;
@@ -51,7 +52,8 @@ pub(in crate::agent) struct Question {
     state: Option<FlowState>,
     address: Option<IpNet>,
     book: Arc<Book>,
-    services: HashMap<u32, ObjectName>,
+    /// None before the first plan: then nobody knows what is deleted.
+    numbers: Option<Register>,
 }
 
 impl Question {
@@ -61,8 +63,9 @@ impl Question {
     /// A name is unknown, or something is not what it ought to be.
     pub(in crate::agent) fn new(asked: Asked, state: &State) -> Result<Self, Refusal> {
         let book = state.book();
-        let services =
-            state.services.load().as_ref().map(|handle| handle.names.services()).unwrap_or_default();
+        let services = state.services.load();
+        let planned = services.as_ref().filter(|handle| handle.status.borrow().generation.is_some());
+        let numbers = planned.map(|handle| handle.names.register());
         let pod = match asked.pod {
             Some(pod) => Some(book.addresses(&pod)?.1.into_iter().collect()),
             None => None,
@@ -70,8 +73,11 @@ impl Question {
         let service = match asked.service {
             Some(asked) => {
                 let model = state.store.current();
-                // One that was deleted may still have flows.
-                Some(pick("Service", &asked, model.model.services.keys().chain(services.values()))?)
+                // One that was deleted may still have flows. Numbers are given out again one day, and an agent
+                // knows none that were deleted before its time.
+                let numbers = numbers.iter().flat_map(|all| [&all.services, &all.former_services]);
+                let services = numbers.flat_map(|services| services.values());
+                Some(pick("Service", &asked, model.model.services.keys().chain(services))?)
             }
             None => None,
         };
@@ -83,8 +89,31 @@ impl Question {
             state: asked.state,
             address: asked.address.as_deref().map(network).transpose()?,
             book,
-            services,
+            numbers,
         })
+    }
+
+    /// The Service of a number, and whether it is deleted.
+    fn service(&self, number: u32) -> (Option<&ObjectName>, bool) {
+        match &self.numbers {
+            Some(numbers) if number != 0 => match numbers.services.get(&number) {
+                Some(service) => (Some(service), false),
+                None => (numbers.former_services.get(&number), true),
+            },
+            _ => (None, false),
+        }
+    }
+
+    /// The pod of a flow's backend if it was deleted, and whether it was.
+    fn former_backend(&self, flow: &Conversation) -> (Option<String>, bool) {
+        let id = (flow.backend, flow.backend_generation);
+        match &self.numbers {
+            Some(numbers) if flow.backend != 0 && !numbers.backends.contains_key(&id) => {
+                let label = numbers.former_backends.get(&id).filter(|label| label.address == flow.server);
+                (label.and_then(|label| label.pod.as_ref()).map(ToString::to_string), true)
+            }
+            _ => (None, false),
+        }
     }
 
     /// Of what both rows of a flow tell alike.
@@ -94,7 +123,7 @@ impl Question {
             [Some(flow.client.ip()), frontend, Some(flow.server.ip())].into_iter().flatten()
         };
         self.protocol.is_none_or(|proto| proto == flow.proto)
-            && self.service.as_ref().is_none_or(|service| self.services.get(&flow.service) == Some(service))
+            && self.service.as_ref().is_none_or(|service| self.service(flow.service).0 == Some(service))
             && self.pod.as_ref().is_none_or(|pod| ends().any(|ip| pod.contains(&ip)))
             && self.address.is_none_or(|net| ends().any(|ip| net.contains(&ip)))
     }
@@ -104,16 +133,20 @@ impl Question {
     }
 
     fn told(&self, flow: &Conversation, now: u32) -> Flow {
+        let (service, service_deleted) = self.service(flow.service);
+        let (former_pod, backend_deleted) = self.former_backend(flow);
         Flow {
             protocol: protocol(flow.proto),
             client: flow.client,
             client_pod: self.pod(flow.client.ip()),
             frontend: flow.frontend,
-            service: self.services.get(&flow.service).map(ToString::to_string),
+            service: service.map(ToString::to_string),
             service_number: Some(flow.service).filter(|number| *number != 0),
+            service_deleted,
             server: flow.server,
-            server_pod: self.pod(flow.server.ip()),
+            server_pod: self.pod(flow.server.ip()).or(former_pod),
             backend_number: Some(flow.backend).filter(|number| *number != 0),
+            backend_deleted,
             translated_port: flow.client_port_there,
             state: shown(flow.state),
             table: table(flow.established),
@@ -334,6 +367,7 @@ fn named(owners: HashMap<u32, [u64; 2]>, names: &HashMap<u32, String>, limit: u6
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reconcile::services::BackendLabel;
     use netd_bpf::flow::{Flow, FlowKey};
 
     fn question() -> Question {
@@ -345,8 +379,18 @@ mod tests {
             state: None,
             address: None,
             book: Arc::default(),
-            services: HashMap::from([(4, ObjectName::new("shop", "api"))]),
+            numbers: Some(Register {
+                services: HashMap::from([(4, ObjectName::new("shop", "api"))]),
+                backends: HashMap::from([((1, 1), label("api-1"))]),
+                former_services: HashMap::from([(3, ObjectName::new("shop", "old"))]),
+                former_backends: HashMap::from([((1, 0), label("api-0"))]),
+            }),
         }
+    }
+
+    fn label(pod: &str) -> BackendLabel {
+        let (address, pod) = ("10.0.1.9:8080".parse().unwrap(), Some(ObjectName::new("shop", pod)));
+        BackendLabel { generation: 1, address, pod }
     }
 
     fn flow() -> Conversation {
@@ -404,8 +448,31 @@ mod tests {
         let direct = Conversation { service: 0, backend: 0, frontend: None, ..flow() };
         let direct = question().told(&direct, 160);
         assert_eq!((direct.service, direct.service_number, direct.backend_number), (None, None, None));
+        assert!(!told.service_deleted && !told.backend_deleted && told.server_pod.is_none());
         let overdue = question().told(&Conversation { lifetime: 5, ..flow() }, 160);
         assert_eq!(overdue.expires_in_seconds, 0);
+    }
+
+    #[test]
+    fn a_flow_of_a_deleted_service_is_found_by_its_name_and_told_as_that() {
+        let told = |flow: &Conversation| {
+            let told = question().told(flow, 160);
+            (told.service, told.service_deleted, told.server_pod, told.backend_deleted)
+        };
+        let old = Conversation { service: 3, backend_generation: 0, ..flow() };
+        assert_eq!(told(&old), (Some("shop/old".to_owned()), true, Some("shop/api-0".to_owned()), true));
+        let asked = Question { service: Some(ObjectName::new("shop", "old")), ..question() };
+        assert!(asked.wants(&old) && !asked.wants(&flow()));
+        // Of before this agent's time, at another address, without a Service.
+        let unknown = Conversation { service: 2, backend: 9, ..flow() };
+        assert_eq!(told(&unknown), (None, true, None, true));
+        let moved = Conversation { server: "10.0.1.8:8080".parse().unwrap(), ..old };
+        assert_eq!(told(&moved).2, None);
+        let direct = Conversation { service: 0, backend: 0, frontend: None, ..flow() };
+        assert_eq!(told(&direct), (None, false, None, false));
+        // Before the first plan nothing is known to be deleted.
+        let early = Question { numbers: None, ..question() }.told(&old, 160);
+        assert_eq!((early.service, early.service_deleted, early.backend_deleted), (None, false, false));
     }
 
     #[test]

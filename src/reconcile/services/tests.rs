@@ -239,6 +239,7 @@ async fn nothing_is_deleted_before_the_source_has_spoken_and_a_restart_writes_no
 
     second.apply(8, desired(&[(1, &[1, 2])])).await;
     assert_eq!(second.handle.names.service(number), None);
+    assert_eq!(second.handle.names.register().former_services[&number].to_string(), "shop/s2");
     second.stop().await;
 }
 
