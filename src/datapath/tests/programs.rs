@@ -12,6 +12,54 @@ const OK: i32 = 0;
 const SHOT: i32 = 2;
 const REDIRECT: i32 = 7;
 
+/// A client, a Service and backends that it may have.
+struct Family {
+    client: &'static str,
+    vip: &'static str,
+    backends: [&'static str; 3],
+}
+
+const FAMILIES: [Family; 2] = [
+    Family {
+        client: "10.0.0.1:1000",
+        vip: "10.96.0.1:80",
+        backends: ["10.1.0.1:80", "10.1.0.2:80", "10.1.0.3:80"],
+    },
+    Family {
+        client: "[fd00::1]:1000",
+        vip: "[fd96::1]:80",
+        backends: ["[fd01::1]:80", "[fd01::2]:80", "[fd01::3]:80"],
+    },
+];
+
+impl Family {
+    /// A rig with the Service, which has the first so many of the backends.
+    fn rig(&self, proto: u8, backends: usize) -> Rig {
+        let rig = Rig::new();
+        let backends: Vec<_> = self.backends.iter().take(backends).map(|at| (ip(at), 80)).collect();
+        rig.service(ip(self.vip), 80, proto, &backends);
+        rig
+    }
+
+    /// Where a segment of the client to the Service goes.
+    fn sent(&self, rig: &Rig, segment: Segment) -> String {
+        read(&rig.pod_sends(&tcp(self.client, self.vip, segment)).packet).destination.to_string()
+    }
+
+    /// As whom the client hears the first backend.
+    fn answer(&self, rig: &Rig) -> String {
+        let [backend, ..] = self.backends;
+        read(&rig.pod_receives(&udp(backend, self.client)).packet).source.to_string()
+    }
+}
+
+/// Removes the row of the way back, as if it had been evicted.
+fn lose_the_way_back(rig: &Rig) {
+    let all = rig.datapath.flows().unwrap();
+    let reply = all.iter().find(|row| row.flow.role == role::REPLY).unwrap();
+    rig.datapath.remove_flow(&reply.key).unwrap();
+}
+
 #[test]
 fn a_pod_reaches_its_neighbour_directly() {
     isolated(|| {
@@ -208,11 +256,20 @@ fn udp_without_checksum_keeps_none() {
 #[test]
 fn one_port_with_two_protocols_is_two_services() {
     isolated(|| {
-        let rig = Rig::new();
-        rig.service("10.96.0.1", 53, UDP, &[("10.0.0.2", 5353)]);
-        assert_eq!(rig.pod_sends(&udp("10.0.0.1:1000", "10.96.0.1:53")).verdict, REDIRECT);
-        let ran = rig.pod_sends(&tcp("10.0.0.1:1000", "10.96.0.1:53", Segment::Syn));
-        assert_eq!(read(&ran.packet).destination, "10.96.0.1:53".parse().unwrap(), "not a TCP Service");
+        for [client, vip, neighbour] in [
+            ["10.0.0.1:1000", "10.96.0.1:53", "10.0.0.2:5353"],
+            ["[fd00::1]:1000", "[fd96::1]:53", "[fd00::2]:5353"],
+        ] {
+            let rig = Rig::new();
+            rig.service(ip(vip), 53, UDP, &[(ip(neighbour), 5353)]);
+            let sent = rig.pod_sends(&udp(client, vip));
+            assert_eq!(
+                (sent.verdict, read(&sent.packet).destination),
+                (REDIRECT, neighbour.parse().unwrap())
+            );
+            let ran = rig.pod_sends(&tcp(client, vip, Segment::Syn));
+            assert_eq!(read(&ran.packet).destination, vip.parse().unwrap(), "not a TCP Service");
+        }
     });
 }
 
@@ -257,26 +314,25 @@ fn an_open_connection_stays_and_udp_moves_when_its_backend_goes() {
 #[test]
 fn a_reused_port_after_a_close_chooses_anew() {
     isolated(|| {
-        for close in [Segment::Fin, Segment::Rst] {
-            let rig = Rig::new();
-            rig.service("10.96.0.1", 80, TCP, &[("10.1.0.1", 80)]);
-            let sent = |segment| rig.pod_sends(&tcp("10.0.0.1:1000", "10.96.0.1:80", segment));
-            sent(Segment::Syn);
-            // The server closes: only the row of the way back sees it, and tells the other.
-            rig.pod_receives(&tcp("10.1.0.1:80", "10.0.0.1:1000", close));
-            assert!(rig.datapath.flows().unwrap().iter().all(|row| row.flow.flags & flow_flag::CLOSING != 0));
-            rig.backend(2, "10.1.0.2", 80, TCP, backend_state::ACTIVE, 1);
-            rig.datapath.set_slots(0, &[2]).unwrap();
-            assert_eq!(
-                read(&sent(Segment::Ack).packet).destination.to_string(),
-                "10.1.0.1:80",
-                "the last ACK"
-            );
-            if close == Segment::Rst {
-                // There is nothing that it could be an ACK to.
-                rig.pod_receives(&tcp("10.1.0.1:80", "10.0.0.1:1000", close));
+        for family in &FAMILIES {
+            for close in [Segment::Fin, Segment::Rst] {
+                let rig = family.rig(TCP, 1);
+                let [first, second, _] = family.backends;
+                family.sent(&rig, Segment::Syn);
+                // The server closes: only the row of the way back sees it, and tells the other.
+                let closes = || drop(rig.pod_receives(&tcp(first, family.client, close)));
+                closes();
+                let flows = rig.datapath.flows().unwrap();
+                assert!(flows.iter().all(|row| row.flow.flags & flow_flag::CLOSING != 0));
+                rig.backend(2, ip(second), 80, TCP, backend_state::ACTIVE, 1);
+                rig.datapath.set_slots(0, &[2]).unwrap();
+                assert_eq!(family.sent(&rig, Segment::Ack), first, "the last ACK");
+                if close == Segment::Rst {
+                    // There is nothing that it could be an ACK to.
+                    closes();
+                }
+                assert_eq!(family.sent(&rig, Segment::Syn), second);
             }
-            assert_eq!(read(&sent(Segment::Syn).packet).destination.to_string(), "10.1.0.2:80");
         }
     });
 }
@@ -417,40 +473,35 @@ fn an_explain_run_tells_and_changes_nothing() {
 #[test]
 fn an_evicted_half_comes_back() {
     isolated(|| {
-        let rig = Rig::new();
-        rig.service("10.96.0.1", 80, UDP, &[("10.1.0.1", 80)]);
-        let send = || rig.pod_sends(&udp("10.0.0.1:1000", "10.96.0.1:80"));
-        send();
-        let all = rig.datapath.flows().unwrap();
-        let reply = all.iter().find(|row| row.flow.role == role::REPLY).unwrap();
-        rig.datapath.remove_flow(&reply.key).unwrap();
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
-        while !rig.datapath.flows().unwrap().iter().any(|row| row.flow.role == role::REPLY) {
-            assert!(std::time::Instant::now() < deadline, "the way back stays lost");
+        for family in &FAMILIES {
+            let rig = family.rig(UDP, 1);
+            let send = || rig.pod_sends(&udp(family.client, family.vip));
             send();
+            lose_the_way_back(&rig);
+            let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+            while !rig.datapath.flows().unwrap().iter().any(|row| row.flow.role == role::REPLY) {
+                assert!(std::time::Instant::now() < deadline, "the way back stays lost");
+                send();
+            }
+            assert_eq!(family.answer(&rig), family.vip);
         }
-        let back = rig.pod_receives(&udp("10.1.0.1:80", "10.0.0.1:1000"));
-        assert_eq!(read(&back.packet).source.to_string(), "10.96.0.1:80");
     });
 }
 
 #[test]
 fn a_reply_without_its_half_does_not_take_the_place_for_good() {
     isolated(|| {
-        let rig = Rig::new();
-        rig.service("10.96.0.1", 80, UDP, &[("10.1.0.1", 80)]);
-        let send = || rig.pod_sends(&udp("10.0.0.1:1000", "10.96.0.1:80"));
-        let answer =
-            || read(&rig.pod_receives(&udp("10.1.0.1:80", "10.0.0.1:1000")).packet).source.to_string();
-        send();
-        let all = rig.datapath.flows().unwrap();
-        let reply = all.iter().find(|row| row.flow.role == role::REPLY).unwrap();
-        rig.datapath.remove_flow(&reply.key).unwrap();
-        assert_eq!(answer(), "10.1.0.1:80", "nothing knows it");
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
-        while answer() != "10.96.0.1:80" {
-            assert!(std::time::Instant::now() < deadline, "the way back stays lost");
+        for family in &FAMILIES {
+            let rig = family.rig(UDP, 1);
+            let send = || rig.pod_sends(&udp(family.client, family.vip));
             send();
+            lose_the_way_back(&rig);
+            assert_eq!(family.answer(&rig), family.backends[0], "nothing knows it");
+            let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+            while family.answer(&rig) != family.vip {
+                assert!(std::time::Instant::now() < deadline, "the way back stays lost");
+                send();
+            }
         }
     });
 }
@@ -458,22 +509,20 @@ fn a_reply_without_its_half_does_not_take_the_place_for_good() {
 #[test]
 fn a_direct_flow_to_a_former_backend_leaves_the_open_one_alone() {
     isolated(|| {
-        let rig = Rig::new();
-        rig.service("10.96.0.1", 80, TCP, &[("10.1.0.1", 80), ("10.1.0.2", 80), ("10.1.0.3", 80)]);
-        let choose = |id| rig.datapath.set_slots(0, &[id]).unwrap();
-        let sent = |segment| {
-            let ran = rig.pod_sends(&tcp("10.0.0.1:1000", "10.96.0.1:80", segment));
-            read(&ran.packet).destination.to_string()
-        };
-        rig.frontend("10.96.0.1", 80, TCP, kind::BALANCE, 1);
-        choose(1);
-        assert_eq!(sent(Segment::Syn), "10.1.0.1:80");
-        sent(Segment::Rst);
-        choose(2);
-        assert_eq!(sent(Segment::Syn), "10.1.0.2:80");
-        choose(3);
-        rig.pod_sends(&tcp("10.0.0.1:1000", "10.1.0.1:80", Segment::Syn));
-        assert_eq!(sent(Segment::Ack), "10.1.0.2:80", "it is open");
+        for family in &FAMILIES {
+            let rig = family.rig(TCP, 3);
+            let [first, second, _] = family.backends;
+            let choose = |id| rig.datapath.set_slots(0, &[id]).unwrap();
+            rig.frontend(ip(family.vip), 80, TCP, kind::BALANCE, 1);
+            choose(1);
+            assert_eq!(family.sent(&rig, Segment::Syn), first);
+            family.sent(&rig, Segment::Rst);
+            choose(2);
+            assert_eq!(family.sent(&rig, Segment::Syn), second);
+            choose(3);
+            rig.pod_sends(&tcp(family.client, first, Segment::Syn));
+            assert_eq!(family.sent(&rig, Segment::Ack), second, "it is open");
+        }
     });
 }
 
@@ -528,12 +577,14 @@ fn a_flow_older_than_its_service_finds_it_while_nobody_answered() {
 #[test]
 fn an_answered_flow_is_never_taken_over_by_a_new_service() {
     isolated(|| {
-        let rig = Rig::new();
-        rig.pod_sends(&tcp("10.0.0.1:1000", "10.9.0.1:80", Segment::Syn));
-        rig.pod_receives(&tcp("10.9.0.1:80", "10.0.0.1:1000", Segment::Ack));
-        rig.service("10.9.0.1", 80, TCP, &[("10.1.0.1", 8080)]);
-        let ran = rig.pod_sends(&tcp("10.0.0.1:1000", "10.9.0.1:80", Segment::Ack));
-        assert_eq!(read(&ran.packet).destination.to_string(), "10.9.0.1:80");
+        for Family { client, backends: [backend, server, _], .. } in FAMILIES {
+            let rig = Rig::new();
+            rig.pod_sends(&tcp(client, server, Segment::Syn));
+            rig.pod_receives(&tcp(server, client, Segment::Ack));
+            rig.service(ip(server), 80, TCP, &[(ip(backend), 80)]);
+            let ran = rig.pod_sends(&tcp(client, server, Segment::Ack));
+            assert_eq!(read(&ran.packet).destination.to_string(), server);
+        }
     });
 }
 
