@@ -147,7 +147,7 @@ pub struct Flow {
     pub backend: u32,
     /// [`crate::service::Backend::generation`] when the backend was chosen.
     pub backend_generation: u32,
-    /// Policy epoch at which egress was judged.
+    /// Policy epoch at which egress was judged. No program reads or writes this and the next three yet.
     pub egress_epoch: u32,
     /// Policy epoch at which ingress was judged.
     pub ingress_epoch: u32,
