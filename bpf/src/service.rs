@@ -101,11 +101,12 @@ pub fn seal(key: &FrontendKey, row: &Frontend) -> u32 {
 
 /// Values of [`Backend::state`].
 pub mod backend_state {
-    /// Never given out, or given back: flows to it are decided anew.
+    /// Never given out, or given back: nobody takes it, and flows leave it as they leave one that terminates.
     pub const FREE: u8 = 0;
-    /// Takes new flows.
+    /// In the slots of a frontend, whatever its pod is about to do.
     pub const ACTIVE: u8 = 1;
-    /// Keeps its flows, takes no new ones.
+    /// In no slots any more. Open TCP connections stay; all else leaves with its next packet. Only who read a
+    /// slot just before still begins a flow with it.
     pub const TERMINATING: u8 = 2;
 }
 
