@@ -32,7 +32,7 @@ reasons! {
     UNKNOWN_INTERFACE = 4, "unknown_interface", "the interface belongs to no pod known to the datapath";
     NO_BACKEND = 5, "no_backend", "the Service has no ready endpoint";
     POLICY_DENIED = 6, "policy_denied", "no policy rule allows it";
-    NO_ROUTE = 7, "no_route", "the node's routes forbid the destination (blackhole, unreachable, prohibit)";
+    NO_ROUTE = 7, "no_route", "the node has a blackhole route for the destination";
     REWRITE_FAILED = 8, "rewrite_failed", "the headers could not be rewritten";
     FLOW_TABLE_FULL = 9, "flow_table_full", "the flow could not be recorded";
     NO_SOURCE_PORT = 10, "no_source_port", "every port tried for the client is in use towards the same backend";

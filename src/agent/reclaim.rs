@@ -1,8 +1,8 @@
 //! The task that makes passes over the tables of flows, and what they came to: for status, metrics and log.
 //!
 //! A pass runs on a blocking thread in slices, between which it looks at the cancel token; ending it anywhere
-//! is safe, as the next one begins anew. Passes come the more often the fuller the table is, and never take
-//! more than a twentieth of a processor.
+//! is safe, as the next one begins anew. Passes come the more often the fuller the table is, and take no more than
+//! a twentieth of a processor, but for those that somebody asks for (SIGHUP), which come at once.
 
 use super::drops::Names;
 use super::state::State;

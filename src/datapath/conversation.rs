@@ -2,8 +2,8 @@
 //!
 //! A conversation is told by its near row (what the client sends, or the only row of a flow without
 //! translation). A far row is told only when its near one is missing: evicted from the nursery, or not yet
-//! made again. The tables go on changing while they are read: a flow that moves between them meanwhile may
-//! be told twice, none that stays is left out.
+//! made again. The tables go on changing while they are read: a flow that becomes established meanwhile may be
+//! told twice, one that ends then and goes back to the nursery may be left out, and no other is.
 
 use super::answers::present;
 use super::{Datapath, Error, FlowRow, batch, locked};

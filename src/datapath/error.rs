@@ -3,7 +3,8 @@
 use super::answers::is;
 use std::path::PathBuf;
 
-/// An error of the datapath; all but [`Error::NoPrograms`], [`Error::Shape`] and [`Error::Newer`] may pass with a retry.
+/// An error of the datapath; all but [`Error::NoPrograms`], [`Error::Missing`], [`Error::Shape`] and
+/// [`Error::Newer`] may pass with a retry.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Built with `NETD_BPF=stub`.

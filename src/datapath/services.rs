@@ -41,7 +41,7 @@ impl Datapath {
         Ok(all)
     }
 
-    /// All backends that are not free, by id.
+    /// All backends that are or were given out, by id: a free one too, for its generation.
     ///
     /// # Errors
     /// The kernel refuses a look-up.
