@@ -6,6 +6,8 @@ mod affinity;
 #[cfg(not(netd_bpf_stub))]
 mod checksums;
 #[cfg(not(netd_bpf_stub))]
+mod clock;
+#[cfg(not(netd_bpf_stub))]
 mod conversations;
 #[cfg(not(netd_bpf_stub))]
 mod flows;

@@ -79,6 +79,7 @@ pub(super) const SUITES: [Suite; 2] = [
             "everything_of_schema_1_is_moved",
             "tables_grow_with_what_is_in_them",
             "udp_moves_when_its_backend_leaves",
+            "a_step_of_the_wall_clock_changes_no_flow",
             "net::host::",
             "net::routes::",
             "net::pod::",
