@@ -8,6 +8,7 @@
 
 mod netns;
 mod objects;
+mod offload;
 mod process;
 mod reaper;
 mod signals;
@@ -17,6 +18,7 @@ mod wire;
 
 pub use netns::Namespace;
 pub use objects::{Pinned, pinned};
+pub use offload::allow_big_tcp;
 pub use process::{Process, tail};
 pub use reaper::{helper, reap};
 pub use signals::clean_up_on_signals;
