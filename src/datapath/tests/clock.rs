@@ -73,7 +73,7 @@ fn a_step_of_the_wall_clock_changes_no_flow() {
     }
     isolated(|| {
         for with_iterator in [true, false] {
-            let mut rig = Rig::new();
+            let mut rig = Rig::fresh();
             if !with_iterator {
                 Arc::get_mut(&mut rig.datapath).unwrap().forgo_iterator();
             }
