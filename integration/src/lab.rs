@@ -6,6 +6,7 @@
 //! panic unwinds; and by a reaper, a second process that sweeps when the pipe to this one breaks, whatever
 //! broke it: SIGKILL, Ctrl-C, `process::exit`.
 
+mod autopsy;
 mod netns;
 mod objects;
 mod offload;
@@ -76,8 +77,8 @@ impl Lab {
         Ok(lab)
     }
 
-    /// Runs a test in a lab of its own. If it fails, shows the ends of all logs; if it passes, demands that
-    /// nothing of the lab is left.
+    /// Runs a test in a lab of its own. If it fails, shows the ends of all logs and what the kernel counted;
+    /// if it passes, demands that nothing of the lab is left.
     ///
     /// # Errors
     /// The test's, or what was left over.
@@ -86,7 +87,7 @@ impl Lab {
         match test(&lab) {
             Ok(()) => lab.tear_down(),
             Err(error) => {
-                lab.show_logs();
+                lab.explain();
                 lab.hold();
                 Err(error)
             }
@@ -153,22 +154,9 @@ impl Lab {
         }
     }
 
-    /// Writes the end of every `*.log` of the lab to stderr.
-    pub fn show_logs(&self) {
-        let mut text = String::new();
-        let mut folders = vec![self.dir.clone()];
-        while let Some(folder) = folders.pop() {
-            let Ok(entries) = fs::read_dir(&folder) else { continue };
-            for entry in entries.flatten() {
-                let path = entry.path();
-                let name = entry.file_name();
-                if entry.file_type().is_ok_and(|t| t.is_dir()) && name != "netns" && name != "bpf" {
-                    folders.push(path);
-                } else if path.extension().is_some_and(|e| e == "log") {
-                    text += &format!("---- end of {}\n{}\n", path.display(), tail(&path, 60));
-                }
-            }
-        }
+    /// Writes to stderr what helps to see why a test failed.
+    pub fn explain(&self) {
+        let text = autopsy::counters(&self.dir.join("netns")) + &autopsy::logs(&self.dir);
         // Nobody is left to tell if stderr is gone.
         drop(std::io::stderr().write_all(text.as_bytes()));
     }
@@ -190,7 +178,7 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.show_logs();
+            self.explain();
             self.hold();
         }
         if let Err(error) = self.clean() {

@@ -40,7 +40,7 @@ fn show(report: &mut Report) -> Result<()> {
     ));
     let result = steps::all(&lab, report);
     if result.is_err() {
-        lab.show_logs();
+        lab.explain();
     }
     report.section("Everything removed");
     let objects = lab::pinned(&lab.bpffs());

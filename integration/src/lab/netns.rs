@@ -39,10 +39,16 @@ impl Namespace {
             fs::remove_file(&path)?;
             return Err(errno).with_context(|| format!("making the network namespace {}", path.display()));
         }
-        let file = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
-        let namespace = Self(Arc::new(Inner { name: name.into(), path, file }));
+        let namespace = Self::open(&path)?;
         namespace.ip("link set lo up")?;
         Ok(namespace)
+    }
+
+    /// One that stands already.
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+        Ok(Self(Arc::new(Inner { name, path: path.to_owned(), file })))
     }
 
     /// Its name within the lab.

@@ -28,7 +28,7 @@ pub(crate) fn show(report: &mut Report) -> Result<()> {
     let lab = Lab::new()?;
     let shown = upgrade(&lab, previous, report);
     if shown.is_err() {
-        lab.show_logs();
+        lab.explain();
     }
     shown?;
     lab.tear_down()
