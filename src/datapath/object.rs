@@ -12,6 +12,7 @@ use netd_bpf::flow::beside;
 use std::fs;
 use std::io::Read;
 use std::path::PathBuf;
+use std::time::Duration;
 
 #[cfg(not(netd_bpf_stub))]
 static OBJECTS: [(&str, &[u8]); 2] = [
@@ -196,21 +197,24 @@ fn program(objects: &mut [Ebpf], pins: &Pins, name: &str) -> Result<SchedClassif
     SchedClassifier::from_pin(&path).map_err(Error::program("reopen", name))
 }
 
-/// Loads a program by `load`. The verifier gives up when its thread has a signal to see to, and wants to be asked
-/// again (`EAGAIN`; libbpf asks five times as well).
+/// Loads a program by `load`. The verifier gives up when the kernel wants something of its thread, and wants to be
+/// asked again (`EAGAIN`). Some kernels were seen to want it for tens of milliseconds, in which the five times
+/// at once that libbpf asks were all in vain: so there is a pause before each, and they take a second together.
 pub(super) fn verified(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
-    const TRIES: u32 = 5;
-    let mut tried = 1;
-    loop {
+    const PAUSES: [u64; 9] = [1, 2, 4, 8, 16, 64, 128, 256, 512];
+    let again = |error: &ProgramError| match error {
+        ProgramError::LoadError { io_error, .. } | ProgramError::IOError(io_error) => {
+            io_error.kind() == std::io::ErrorKind::WouldBlock
+        }
+        _ => false,
+    };
+    for pause in PAUSES {
         match load() {
-            Err(ProgramError::LoadError { io_error, .. })
-                if io_error.kind() == std::io::ErrorKind::WouldBlock && tried < TRIES =>
-            {
-                tried += 1;
-            }
+            Err(error) if again(&error) => std::thread::sleep(Duration::from_millis(pause)),
             done => return done,
         }
     }
+    load()
 }
 
 /// The explain secret: random, never zero in its first word.
@@ -228,4 +232,29 @@ fn draw_secret() -> Result<[u32; EXPLAIN_WORDS], Error> {
         *first |= 1;
     }
     Ok(secret)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::verified;
+    use aya::programs::ProgramError;
+
+    #[test]
+    fn the_verifier_is_asked_again_when_it_wants_to_be() {
+        let fails = |times: u32, code: i32| {
+            let mut asked = 0;
+            let result = verified(|| {
+                asked += 1;
+                if asked > times {
+                    return Ok(());
+                }
+                Err(ProgramError::IOError(std::io::Error::from_raw_os_error(code)))
+            });
+            (asked, result.is_ok())
+        };
+        assert_eq!(fails(0, libc::EAGAIN), (1, true));
+        assert_eq!(fails(7, libc::EAGAIN), (8, true));
+        assert_eq!(fails(u32::MAX, libc::EAGAIN), (10, false));
+        assert_eq!(fails(1, libc::EACCES), (1, false));
+    }
 }

@@ -2,7 +2,7 @@
 //! headers, not fragmented, then TCP or UDP, all in the linear part of the buffer. Everything else is read
 //! field by field in [`super::packet`], with the same result.
 
-use super::packet::{ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Packet, TCP, UDP, ethertype};
+use super::packet::{ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Packet, TCP, TCP_SUM, UDP, UDP_SUM, ethertype};
 use crate::Addr;
 use aya_ebpf::programs::TcContext;
 use core::ptr::read_unaligned;
@@ -53,8 +53,14 @@ fn ipv4(ctx: &TcContext, packet: &mut Packet) -> bool {
             return false;
         }
         // SAFETY: compared above.
-        packet.tcp_flags = unsafe { word(start, l4 + 13) };
-    } else if proto != UDP {
+        unsafe {
+            packet.tcp_flags = word(start, l4 + 13);
+            packet.checksum = word(start, l4 + TCP_SUM);
+        }
+    } else if proto == UDP {
+        // SAFETY: compared above.
+        packet.checksum = unsafe { word(start, l4 + UDP_SUM) };
+    } else {
         return false;
     }
     // SAFETY: compared above.
@@ -68,6 +74,7 @@ fn ipv4(ctx: &TcContext, packet: &mut Packet) -> bool {
     packet.proto = proto;
     packet.l4 = l4 as u32;
     packet.has_ports = true;
+    packet.plain = true;
     true
 }
 
@@ -95,8 +102,14 @@ fn ipv6(ctx: &TcContext, packet: &mut Packet) -> bool {
             return false;
         }
         // SAFETY: compared above.
-        packet.tcp_flags = unsafe { word(start, l4 + 13) };
-    } else if proto != UDP {
+        unsafe {
+            packet.tcp_flags = word(start, l4 + 13);
+            packet.checksum = word(start, l4 + TCP_SUM);
+        }
+    } else if proto == UDP {
+        // SAFETY: compared above.
+        packet.checksum = unsafe { word(start, l4 + UDP_SUM) };
+    } else {
         return false;
     }
     packet.source = source;
@@ -111,6 +124,7 @@ fn ipv6(ctx: &TcContext, packet: &mut Packet) -> bool {
     packet.proto = proto;
     packet.l4 = l4 as u32;
     packet.has_ports = true;
+    packet.plain = true;
     true
 }
 

@@ -19,6 +19,9 @@ pub(super) const SCTP: u8 = 132;
 
 /// A TCP header without options.
 const TCP_LEN: u32 = 20;
+/// Where the checksum is in a TCP header (RFC 9293 §3.1), and in a UDP header (RFC 768).
+pub(super) const TCP_SUM: usize = 16;
+pub(super) const UDP_SUM: usize = 6;
 
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
@@ -77,6 +80,10 @@ pub(super) struct Packet {
     end: u32,
     /// Ports (or the echo identifier) were read: the packet belongs to a flow.
     pub(super) has_ports: bool,
+    /// Read by [`headers`]: TCP or UDP right behind an IP header without options, both in the linear part.
+    pub(super) plain: bool,
+    /// The transport checksum as it arrived, of a plain packet.
+    pub(super) checksum: u16,
 }
 
 /// Ethernet protocol number, host order.

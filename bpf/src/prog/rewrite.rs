@@ -5,8 +5,8 @@
 //! has no checksum of its own, and what is stored in it must be told.
 
 use super::from_code;
-use super::packet::{ETH_LEN, Packet, TCP, UDP};
-use super::sum::Difference;
+use super::packet::{ETH_LEN, Packet, TCP, TCP_SUM, UDP, UDP_SUM};
+use super::sum::{Difference, same_sum};
 use crate::Addr;
 use crate::event::reason;
 use crate::fragment::Datagram;
@@ -68,7 +68,7 @@ pub(super) fn follow(ctx: &TcContext, packet: &mut Packet, first: &Datagram) -> 
     packet.destination = first.destination;
     packet.source_port = first.new_ports[0];
     packet.destination_port = first.new_ports[1];
-    write(ctx, packet, addresses, true).map_err(|()| reason::REWRITE_FAILED)
+    write(ctx, packet, addresses, None).map_err(|()| reason::REWRITE_FAILED)
 }
 
 /// Gives [`super::to_code`].
@@ -91,7 +91,8 @@ fn both_ends(ctx: &TcContext, packet: &mut Packet, to: &Translation) -> u8 {
     packet.destination = *destination;
     packet.source_port = source_port;
     packet.destination_port = destination_port;
-    if write(ctx, packet, addresses, same_ports).is_err() { reason::REWRITE_FAILED } else { 0 }
+    let ports = if same_ports { None } else { Some(ports) };
+    if write(ctx, packet, addresses, ports).is_err() { reason::REWRITE_FAILED } else { 0 }
 }
 
 /// Gives a packet without ports other addresses; the view follows. Gives what changed, for a checksum in its
@@ -110,11 +111,11 @@ pub(super) fn addresses(
     );
     packet.source = *source;
     packet.destination = *destination;
-    write(ctx, packet, difference, true).map(|()| difference)
+    write(ctx, packet, difference, None).map(|()| difference)
 }
 
-/// The transport checksum. A packet whose sum the device will finish (`CHECKSUM_PARTIAL`) has the addresses in
-/// it already, but not yet the ports: so they are told apart.
+/// The transport checksum, as far as it covers the addresses. A packet whose sum the device will finish
+/// (`CHECKSUM_PARTIAL`) has those in it already, but not yet the ports: so they are told apart.
 #[inline(always)]
 fn transport(
     ctx: &TcContext,
@@ -123,64 +124,132 @@ fn transport(
     ports: Difference,
     same_ports: bool,
 ) -> Result<(), ()> {
-    let (checksum, mangled) = match packet.proto {
-        TCP => (packet.l4 + 16, 0),
-        UDP => {
-            // Without a checksum nothing in the datagram makes up for other ports, and the helper does nothing.
-            let none = !same_ports && ctx.load::<u16>(packet.l4 as usize + 6) == Ok(0);
-            if none {
-                sum_changed(ctx, ports);
-                return Ok(());
-            }
-            (packet.l4 + 6, u64::from(BPF_F_MARK_MANGLED_0))
-        }
+    let Some((checksum, mangled)) = checksum(packet) else {
         // SCTP's checksum covers its ports and no address (RFC 9260 §6.8): only addresses can change.
-        _ => return if same_ports { Ok(()) } else { Err(()) },
+        return if same_ports { Ok(()) } else { Err(()) };
     };
-    ctx.l4_csum_replace(checksum as usize, 0, addresses.folded(), u64::from(BPF_F_PSEUDO_HDR) | mangled)
-        .map_err(drop)?;
-    if same_ports {
+    // Without a checksum nothing in the datagram makes up for other ports, and the helper does nothing.
+    if packet.proto == UDP && !same_ports && no_sum(ctx, packet) {
+        sum_changed(ctx, ports);
         return Ok(());
     }
-    ctx.l4_csum_replace(checksum as usize, 0, ports.folded(), mangled).map_err(drop)
+    ctx.l4_csum_replace(checksum, 0, addresses.folded(), u64::from(BPF_F_PSEUDO_HDR) | mangled).map_err(drop)
 }
 
-/// Writes addresses and ports as the view has them.
+/// Where the transport checksum is, if it covers addresses, and how the kernel is to be told of one that may be none.
 #[inline(always)]
-fn write(ctx: &TcContext, packet: &Packet, addresses: Difference, same_ports: bool) -> Result<(), ()> {
-    let length = if packet.v6 { L2 + IPV6_LEN } else { L2 + IPV4_LEN };
-    let plain = packet.l4 as usize == length;
-    let mut ports_too = same_ports;
+fn checksum(packet: &Packet) -> Option<(usize, u64)> {
+    match packet.proto {
+        TCP => Some((packet.l4 as usize + TCP_SUM, 0)),
+        UDP => Some((packet.l4 as usize + UDP_SUM, u64::from(BPF_F_MARK_MANGLED_0))),
+        _ => None,
+    }
+}
+
+/// A UDP datagram without a checksum (RFC 768).
+#[inline(always)]
+fn no_sum(ctx: &TcContext, packet: &Packet) -> bool {
+    if packet.plain {
+        return packet.checksum == 0;
+    }
+    ctx.load::<u16>(packet.l4 as usize + UDP_SUM) == Ok(0)
+}
+
+/// Writes addresses and ports as the view has them; the transport checksum covers the addresses already, and follows
+/// the ports by what these change, if they do.
+#[inline(always)]
+fn write(
+    ctx: &TcContext,
+    packet: &Packet,
+    addresses: Difference,
+    ports: Option<Difference>,
+) -> Result<(), ()> {
     let Some(start) = writable(ctx, packet.v6) else { return Err(()) };
-    // SAFETY: `writable` compared the end of the headers with that of the buffer; that of the ports is here.
+    let mut left = ports;
+    // SAFETY: `writable` compared the end of the headers with that of the buffer; `plain_ports` does for its own.
     unsafe {
         if packet.v6 {
             put_address(start, L2 + 8, &packet.source);
             put_address(start, L2 + 24, &packet.destination);
-            if plain && !same_ports && start + L2 + IPV6_LEN + 4 <= ctx.data_end() {
-                put(start, L2 + IPV6_LEN, packet.source_port);
-                put(start, L2 + IPV6_LEN + 2, packet.destination_port);
-                ports_too = true;
+            if let Some(ports) = ports
+                && plain_ports(ctx, start + L2 + IPV6_LEN, packet, addresses, ports)
+            {
+                left = None;
             }
         } else {
             put(start, L2 + 12, packet.source.v4_word());
             put(start, L2 + 16, packet.destination.v4_word());
             let field: u16 = get(start, L2 + 10);
             put(start, L2 + 10, addresses.apply(field));
-            if plain && !same_ports && start + L2 + IPV4_LEN + 4 <= ctx.data_end() {
-                put(start, L2 + IPV4_LEN, packet.source_port);
-                put(start, L2 + IPV4_LEN + 2, packet.destination_port);
-                ports_too = true;
+            if let Some(ports) = ports
+                && plain_ports(ctx, start + L2 + IPV4_LEN, packet, addresses, ports)
+            {
+                left = None;
             }
         }
     }
     if packet.v6 {
         sum_changed(ctx, addresses);
     }
-    if ports_too {
-        return Ok(());
+    let Some(ports) = left else { return Ok(()) };
+    if let Some((checksum, mangled)) = checksum(packet)
+        && !(packet.proto == UDP && no_sum(ctx, packet))
+    {
+        ctx.l4_csum_replace(checksum, 0, ports.folded(), mangled).map_err(drop)?;
     }
     ctx.store(packet.l4 as usize, &[packet.source_port, packet.destination_port], 0).map_err(drop)
+}
+
+/// Writes the ports of a plain packet, whose transport header is at `l4`, and its checksum, which covers the new
+/// addresses already; false if nothing was written.
+///
+/// A call of the kernel's helper for the ports costs as much as all the rest. It would do nothing where a
+/// device is to finish the sum. Whether one is, shows in what the helper did for the addresses: it subtracts from a
+/// checksum, and adds to a sum that is not finished. The two differ unless addresses change the sum by nothing.
+#[inline(always)]
+fn plain_ports(
+    ctx: &TcContext,
+    l4: usize,
+    packet: &Packet,
+    addresses: Difference,
+    ports: Difference,
+) -> bool {
+    if !packet.plain || addresses.is_nothing() {
+        return false;
+    }
+    // By itself for each: the verifier knows no offset that is one of two.
+    match packet.proto {
+        TCP => transport_at::<20, TCP_SUM>(ctx, l4, packet, addresses, ports),
+        _ => transport_at::<8, UDP_SUM>(ctx, l4, packet, addresses, ports),
+    }
+}
+
+/// [`plain_ports`] of a header of `LENGTH` bytes that has its checksum at `SUM`.
+#[inline(always)]
+fn transport_at<const LENGTH: usize, const SUM: usize>(
+    ctx: &TcContext,
+    l4: usize,
+    packet: &Packet,
+    addresses: Difference,
+    ports: Difference,
+) -> bool {
+    if l4 + LENGTH > ctx.data_end() {
+        return false;
+    }
+    // SAFETY: compared above.
+    unsafe {
+        put(l4, 0, packet.source_port);
+        put(l4, 2, packet.destination_port);
+        let sum: u16 = get(l4, SUM);
+        let finished = same_sum(sum, addresses.apply(packet.checksum));
+        let none = packet.proto == UDP && packet.checksum == 0;
+        if finished && !none {
+            let sum = ports.apply(sum);
+            // Zero would say that there is no checksum; in one's complement both are zero.
+            put(l4, SUM, if packet.proto == UDP && sum == 0 { 0xffff } else { sum });
+        }
+    }
+    true
 }
 
 /// The start of the frame, once its network header, which may be all there is of it, is in the linear part

@@ -33,6 +33,12 @@ pub(super) const fn fold(sum: u64) -> u16 {
     ((sum & 0xffff) + (sum >> 16)) as u16
 }
 
+/// True if two sums are the same in one's complement, where zero is written in two ways.
+#[inline(always)]
+pub(super) const fn same_sum(a: u16, b: u16) -> bool {
+    a == b || (a == 0 || a == 0xffff) && (b == 0 || b == 0xffff)
+}
+
 /// What a checksum changes by: the sum of the new words and of the complements of the old (RFC 1624).
 #[derive(Clone, Copy)]
 pub(super) struct Difference(u64);
@@ -70,6 +76,12 @@ impl Difference {
     #[inline(always)]
     pub(super) const fn and(self, other: Self) -> Self {
         Self(self.0 + other.0)
+    }
+
+    /// True if it changes no sum.
+    #[inline(always)]
+    pub(super) const fn is_nothing(self) -> bool {
+        same_sum(fold(self.0), 0)
     }
 
     /// As the kernel's helpers take it, in 32 bits.

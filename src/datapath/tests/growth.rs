@@ -167,7 +167,8 @@ fn a_growth_cut_off_after_any_step_is_taken_up_again_or_back() {
                 let mut moving = Move::to_sizes(&config);
                 take(&mut moving, steps);
                 drop(moving);
-                let (datapath, _) = open(if grow { &config } else { &small });
+                let (datapath, report) = open(if grow { &config } else { &small });
+                assert!(report.kept.is_empty(), "after {steps} steps: {report:?}");
                 assert_eq!(folders(&config), ["v2"]);
                 goes_on(&datapath, client, vip, backend);
                 assert_eq!(datapath.share(1).unwrap(), Some(2), "{steps} {grow}");

@@ -554,8 +554,10 @@ fn a_kernel_without_its_types_is_read_in_batches() {
         let Way::Batch { because } = rig.datapath.reclaim_way() else { panic!("where did it find them?") };
         assert!(because.contains("reclaim"), "{because}");
         connect(&rig, 1000, "10.1.0.7:80");
+        assert_eq!(rows(&rig), (1, 0), "established");
         age(&rig, |_| true, GRACE + 1);
-        assert_eq!(pass(&rig).established.expired, 1);
+        let pass = pass(&rig);
+        assert_eq!(pass.established.expired, 1, "{pass:?}");
         assert_eq!((rows(&rig), share(&rig, 1)), ((0, 0), Some(0)));
     });
 }

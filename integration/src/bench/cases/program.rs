@@ -1,21 +1,24 @@
-//! Nanoseconds of `pod_egress`, the program that every packet of a pod meets, by `BPF_PROG_TEST_RUN`.
+//! Nanoseconds of `pod_egress`, the program that every packet of a pod meets, by `BPF_PROG_TEST_RUN`, in two ways.
 //!
-//! A packet is not as it was after a run (translated, TTL lower), so a frame is run once at a time and the
-//! kernel's own clock around the program is read (`BPF_ENABLE_STATS`), not the time of a loop. What that clock
-//! costs is measured by a program that does nothing, in the same rounds, and taken off. Between two runs is a
-//! system call, which leaves the CPU's caches less warm than a stream of packets would: how much less shows
-//! beside a packet that can be run in a loop, one between two pods without a Service.
+//! **In a loop** of the kernel's: a packet is not as it was after a run (translated, TTL lower), so a program of a few
+//! instructions puts its headers back before each and then goes on as `pod_egress`; what that costs is measured by the
+//! same one going on as a program that does nothing, and taken off. So it is for one packet of a stream.
 //!
-//! | metric | hot | random keys |
+//! **Single**: one frame at a time, and the kernel's own clock around the program is read (`BPF_ENABLE_STATS`). What
+//! that clock costs is measured by the program that does nothing, and taken off. Between two runs is a
+//! system call, which leaves the CPU's caches and branch predictors less warm than a stream of packets would: so it is
+//! for a packet that comes alone.
+//!
+//! | metric | hot | random keys (single only) |
 //! |---|---|---|
 //! | established | one flow through a Service | any of 65 536 flows through all Services |
 //! | reply | the same, the server's packets | the same |
 //! | new connection | SYNs to one Service | SYNs to any of the Services |
-//! | no Service | one established flow, single packets and in a loop | |
+//! | no Service | one established flow | |
 //!
 //! The server's pod is one of 64 on this node.
 
-mod empty;
+mod probe;
 mod rig;
 
 use super::Case;
@@ -26,11 +29,17 @@ use crate::rounds::Series;
 use anyhow::{Context as _, Result};
 use aya::programs::ProgramInfo;
 use aya::sys::{Stats, enable_stats};
-use empty::Empty;
 use netd_integration::lab::Lab;
-use rig::{Random, Rig};
+use probe::{Again, Empty, Jump};
+use rig::{Flow, REDIRECTED, Random, Rig};
+use std::path::Path;
 
 const FLOWS: u32 = 65_536;
+
+/// Of a packet of an established flow.
+const ESTABLISHED: Bar = Bar::at_most(150.0, 120.0);
+/// Of the first packet of a connection.
+const NEW: Bar = Bar::at_most(600.0, 400.0);
 
 pub(super) fn run(lab: &Lab, options: &Options) -> Result<Vec<Row>> {
     let cpus = Cpus::choose()?;
@@ -42,7 +51,7 @@ pub(super) fn run(lab: &Lab, options: &Options) -> Result<Vec<Row>> {
         crate::load::pin(cpus.server)?;
         let mut rig = Rig::new(&lab.bpffs().join("program"), services)?;
         rig.establish(FLOWS)?;
-        measure(&rig, options)
+        measure(&rig, &lab.bpffs(), options)
     })
 }
 
@@ -58,7 +67,7 @@ struct Kind {
 const KINDS: [Kind; 3] = [
     Kind {
         metric: "established",
-        bar: Bar::at_most(150.0, 120.0),
+        bar: ESTABLISHED,
         new: false,
         act: |rig, random, hot| {
             let flow = rig.flow(if hot { 0 } else { random.below(rig.flows()) })?;
@@ -67,7 +76,7 @@ const KINDS: [Kind; 3] = [
     },
     Kind {
         metric: "reply",
-        bar: Bar::at_most(150.0, 120.0),
+        bar: ESTABLISHED,
         new: false,
         act: |rig, random, hot| {
             let flow = rig.flow(if hot { 0 } else { random.below(rig.flows()) })?;
@@ -76,7 +85,7 @@ const KINDS: [Kind; 3] = [
     },
     Kind {
         metric: "new connection",
-        bar: Bar::at_most(600.0, 400.0),
+        bar: NEW,
         new: true,
         act: |rig, random, hot| {
             let service = if hot { 0 } else { random.below(rig.services()) };
@@ -85,23 +94,74 @@ const KINDS: [Kind; 3] = [
     },
 ];
 
-fn measure(rig: &Rig, options: &Options) -> Result<Vec<Row>> {
-    let empty = Empty::load()?;
+/// A kind of packet in a loop: on to `pod_egress`, and on to the program that does nothing.
+struct Looped {
+    metric: &'static str,
+    bar: Option<Bar>,
+    real: Again,
+    idle: Again,
+}
+
+/// Runs in one loop.
+const LOOP: u32 = 1_000;
+
+impl Looped {
+    /// All kinds. `folder`: of a bpffs, for what they need.
+    fn all(rig: &Rig, direct: &Flow, empty: &mut Empty, folder: &Path) -> Result<[Self; 4]> {
+        let nothing = folder.join("nothing");
+        empty.pin(&nothing)?;
+        let real = Jump::to(rig.program(), &folder.join("real"))?;
+        let idle = Jump::to(&nothing, &folder.join("idle"))?;
+        let (flow, (client, syn)) = (rig.flow(0)?, rig.syn()?);
+        let same = |metric, bar, frame: &[u8], ifindex| {
+            let [real, idle] = [&real, &idle].map(|jump| Again::same(jump, frame, ifindex));
+            anyhow::Ok(Self { metric, bar, real: real?, idle: idle? })
+        };
+        let counting = |jump, name| Again::counting(jump, &syn, client, &folder.join(name));
+        Ok([
+            same("established", Some(ESTABLISHED), &flow.forth, flow.client)?,
+            same("reply", Some(ESTABLISHED), &flow.back, flow.server)?,
+            Self {
+                metric: "new connection",
+                bar: Some(NEW),
+                real: counting(&real, "real-count")?,
+                idle: counting(&idle, "idle-count")?,
+            },
+            same("established, no Service", None, &direct.forth, direct.client)?,
+        ])
+    }
+
+    /// Mean time over some `runs`.
+    fn time(&self, runs: u32) -> Result<f64> {
+        let loops = (runs / LOOP).max(1);
+        let mut sum = 0.0;
+        for _ in 0..loops {
+            sum += self.real.run(LOOP, REDIRECTED)? - self.idle.run(LOOP, 0)?;
+        }
+        Ok(sum / f64::from(loops))
+    }
+}
+
+fn measure(rig: &Rig, bpffs: &Path, options: &Options) -> Result<Vec<Row>> {
+    let mut empty = Empty::load()?;
     let direct = rig.direct()?;
+    let loops = Looped::all(rig, &direct, &mut empty, bpffs)?;
     let rounds = u32::try_from(options.rounds())?;
     let runs = options.pick(8_000, 2_000);
     // Hot and random each.
     let new = runs.min(rig::NEW / rounds / 2).max(1);
     let mut random = Random::new();
-    let [mut clock, mut single, mut looped] = [(); 3].map(|()| Series::default());
+    let [mut clock, mut single] = [(); 2].map(|()| Series::default());
+    let mut looped = [(); 4].map(|()| Series::default());
     let mut all = KINDS.map(|_| [Series::default(), Series::default()]);
     for _ in 0..rounds {
+        for (kind, series) in loops.iter().zip(&mut looped) {
+            series.push(kind.time(new)?);
+        }
         let frame = &rig.flow(0)?.forth;
-        looped
-            .push(mean(runs / 10, || rig.in_a_loop(&direct))? - mean(runs / 10, || empty.run(frame, 1_000))?);
         // Ends with the round: it slows every program of the machine down.
         let _stats = enable_stats(Stats::RunTime).context("asking for run times of programs")?;
-        let cost = nanoseconds(runs, || empty.info(), || empty.run(frame, 1).map(drop))?;
+        let cost = nanoseconds(runs, || empty.info(), || empty.run(frame))?;
         clock.push(cost);
         single.push(
             nanoseconds(runs, || rig.info(), || rig.send(direct.client, &direct.forth).map(drop))? - cost,
@@ -114,31 +174,27 @@ fn measure(rig: &Rig, options: &Options) -> Result<Vec<Row>> {
             }
         }
     }
-    let note = format!("less {:.0} ns for the clock", clock.median());
     let row = |metric: String, series| Row::new(Case::Program, "netd pod_egress", metric, "ns", series);
     let mut rows = Vec::new();
+    for (kind, series) in loops.iter().zip(looped) {
+        let row = row(format!("{}, hot, in a loop", kind.metric), series).note("less the loop");
+        rows.push(match kind.bar {
+            Some(bar) => row.bar(bar),
+            None => row,
+        });
+    }
+    let note = format!("less {:.0} ns for the clock", clock.median());
     for (kind, series) in KINDS.iter().zip(all) {
         let [hot, cold] = series;
         let (services, flows) = (rig.services(), rig.flows());
         let keys = format!("{}, random keys ({services} Services, {flows} flows)", kind.metric);
-        for (metric, series) in [(format!("{}, hot", kind.metric), hot), (keys, cold)] {
+        for (metric, series) in [(format!("{}, hot, single", kind.metric), hot), (keys, cold)] {
             rows.push(row(metric, series).bar(kind.bar).note(note.clone()));
         }
     }
-    rows.push(row("established, no Service, hot".into(), single.clone()).note(note));
-    let ratio = row("established, no Service, hot, in a loop".into(), looped);
-    rows.push(ratio.to("single packets", &single).note("less an empty loop"));
+    rows.push(row("established, no Service, hot, single".into(), single).note(note));
     rows.push(Row::new(Case::Program, "an empty program", "the clock", "ns", clock));
     Ok(rows)
-}
-
-/// Mean of what `act` gives.
-fn mean(times: u32, mut act: impl FnMut() -> Result<f64>) -> Result<f64> {
-    let mut sum = 0.0;
-    for _ in 0..times {
-        sum += act()?;
-    }
-    Ok(sum / f64::from(times))
 }
 
 /// Mean time of a program over a number of runs, by the kernel's clock.

@@ -30,16 +30,15 @@ const FIRST_POD: u32 = u32::from_be_bytes([10, 244, 1, 2]);
 const SERVER_PORT: u16 = 8080;
 const TCP: u8 = 6;
 /// `TC_ACT_REDIRECT`: to a pod of this node.
-const REDIRECTED: i32 = 7;
+pub(super) const REDIRECTED: i32 = 7;
 
 const FIRST_NEW: u32 = 1_024;
 const FIRST_ESTABLISHED: u32 = 49_152;
 /// Flows to one Service that can be established beforehand.
 const FLOWS_EACH: u32 = CLIENTS * (65_536 - FIRST_ESTABLISHED);
-/// New connections that fit into their table, two rows each.
+/// New connections by [`Rig::connect`], and as many by [`Rig::syn`] at most: they fit into their table, two rows
+/// each.
 pub(super) const NEW: u32 = 60_000;
-/// How often a packet passes the program before its TTL ends.
-const LOOP: u32 = 200;
 
 /// An established flow: a frame of each way, and at which interfaces they come in.
 #[derive(Clone, Debug)]
@@ -89,7 +88,7 @@ impl Rig {
             bpffs: bpffs.to_path_buf(),
             flows,
             flows_per_pod: 65_536,
-            nursery: 131_072,
+            nursery: 262_144,
             affinity: 65_536,
             frontends,
             backends,
@@ -120,6 +119,11 @@ impl Rig {
     /// Counters of the program.
     pub(super) fn info(&self) -> Result<ProgramInfo> {
         ProgramInfo::from_pin(&self.program).with_context(|| format!("opening {}", self.program.display()))
+    }
+
+    /// Where the program is pinned.
+    pub(super) fn program(&self) -> &Path {
+        &self.program
     }
 
     /// Number of Services.
@@ -179,23 +183,17 @@ impl Rig {
         Ok(())
     }
 
-    /// An established flow from the first client to the first server, without a Service, of a packet that
-    /// can pass the program [`LOOP`] times and is the same each time but for its TTL.
+    /// An established flow from the first client to the first server, without a Service.
     pub(super) fn direct(&self) -> Result<Flow> {
-        const TTL_AT: usize = 14 + 8;
-        let port = u16::try_from(FIRST_ESTABLISHED)?;
-        let server = SocketAddrV4::new(ip(CLIENTS), 80);
-        let mut flow = self.shake_hands(0, port, server)?;
-        // The header's checksum is wrong from here on, which nothing looks at.
-        *flow.forth.get_mut(TTL_AT).context("a short frame")? = 255;
-        Ok(flow)
+        self.shake_hands(0, u16::try_from(FIRST_ESTABLISHED)?, SocketAddrV4::new(ip(CLIENTS), 80))
     }
 
-    /// Mean time of the program on a packet of [`Rig::direct`], by a loop in the kernel.
-    pub(super) fn in_a_loop(&self, flow: &Flow) -> Result<f64> {
-        let ran = self.datapath.test_run(Stage::PodEgress, &flow.forth, flow.client, false, LOOP)?;
-        ensure!(ran.verdict == REDIRECTED, "the verdict was {}", ran.verdict);
-        Ok(ran.duration.as_secs_f64() * 1e9)
+    /// The first packet of a connection to the first Service, from a pod that has no others and is no server of
+    /// that, and its interface.
+    pub(super) fn syn(&self) -> Result<(u32, Vec<u8>)> {
+        let pod = CLIENTS + SERVERS - 1;
+        let source = SocketAddrV4::new(ip(pod), u16::try_from(FIRST_NEW)?);
+        Ok((self.interface(pod)?, frame(source, self.vip(0)?, Segment::Syn)?))
     }
 
     fn shake_hands(&self, client: u32, port: u16, vip: SocketAddrV4) -> Result<Flow> {
