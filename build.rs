@@ -18,6 +18,8 @@ use std::process::{Command, ExitCode, Output};
 
 use toolchain::{INSTALL_LINKER, Toolchain, active_sysroot, find_linker};
 
+#[path = "build/strip.rs"]
+mod strip;
 #[path = "xtask/src/toolchain.rs"]
 mod toolchain;
 
@@ -87,7 +89,7 @@ const FOREIGN_PREFIXES: [&str; 11] = [
 
 fn main() -> ExitCode {
     println!("cargo::rustc-check-cfg=cfg(netd_bpf_stub)");
-    for path in ["build.rs", "xtask/src/toolchain.rs", "bpf", "Cargo.toml", "Cargo.lock"] {
+    for path in ["build.rs", "build", "xtask/src/toolchain.rs", "bpf", "Cargo.toml", "Cargo.lock"] {
         println!("cargo::rerun-if-changed={path}");
     }
     for name in ["NETD_BPF", "RUSTUP_HOME", "CARGO_HOME"] {
@@ -166,9 +168,12 @@ fn build(out: &Path) -> Result<(), String> {
     for object in OBJECTS {
         let from = target_dir.join(target).join("release").join(object);
         let to = out.join(format!("{object}.o"));
-        fs::copy(&from, &to).map_err(|error| {
-            format!("cannot copy the object {} to {}: {error}", from.display(), to.display())
-        })?;
+        let whole =
+            fs::read(&from).map_err(|error| format!("cannot read the object {}: {error}", from.display()))?;
+        let stripped = strip::without_debug(&whole)
+            .map_err(|error| format!("the object {} is {error}", from.display()))?;
+        fs::write(&to, stripped)
+            .map_err(|error| format!("cannot write the object {}: {error}", to.display()))?;
     }
     Ok(())
 }

@@ -53,9 +53,6 @@ pub(crate) struct Options {
     /// Get Debian's newest kernels, also where some were unpacked before.
     #[arg(long)]
     fetch: bool,
-    /// Only some tests of each suite, which between them load and run everything that a kernel can refuse.
-    #[arg(long, conflicts_with = "arguments")]
-    brief: bool,
     /// Passed on to the test programs instead of their own choice of tests, such as a test's name.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<String>,
@@ -63,8 +60,8 @@ pub(crate) struct Options {
 
 impl Options {
     /// All kernels, with another netd than the debug build.
-    pub(crate) fn all(binary: PathBuf, brief: bool) -> Self {
-        Self { binary: Some(binary), brief, ..Self::default() }
+    pub(crate) fn all(binary: PathBuf) -> Self {
+        Self { binary: Some(binary), ..Self::default() }
     }
 
     /// What a suite's test program is told: which tests.
@@ -72,7 +69,7 @@ impl Options {
         if self.chosen() {
             return self.arguments.iter().map(String::as_str).collect();
         }
-        if self.brief { suite.brief.to_vec() } else { suite.tests.to_vec() }
+        suite.tests.to_vec()
     }
 
     /// Whether which tests run is not left to the suites.
@@ -251,7 +248,7 @@ fn add_program(archive: &mut Archive, at: &Path, from: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Boots all kernels at once: each machine has one processor.
+/// Boots all kernels at once: much of what they do waits.
 fn guest_runs(
     folder: &Path,
     images: &[Image],
@@ -389,7 +386,6 @@ mod tests {
     fn a_suite_is_told_its_own_choice_unless_somebody_else_chose() {
         for suite in &SUITES {
             assert_eq!(Options::default().told(suite), suite.tests);
-            assert_eq!(Options { brief: true, ..Options::default() }.told(suite), suite.brief);
             let chosen = Options { arguments: vec!["a_test".into()], ..Options::default() };
             assert_eq!(chosen.told(suite), ["a_test"]);
         }

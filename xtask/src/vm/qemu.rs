@@ -79,7 +79,7 @@ impl Machine<'_> {
         // setpriv: this process may be killed, and the machine must not outlive it.
         cargo::program("setpriv")
             .args(["--pdeathsig", "KILL", "--", PROGRAM])
-            .args(["-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", "1536"])
+            .args(["-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "2048"])
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
             .args(["-chardev", &console, "-serial", "chardev:console"])
             .args(["-chardev", "stdio,id=guest,signal=off", "-serial", "chardev:guest"])

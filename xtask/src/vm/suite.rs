@@ -33,9 +33,6 @@ pub(super) struct Suite {
     pub(super) file: &'static str,
     /// The harness's arguments: which tests.
     pub(super) tests: &'static [&'static str],
-    /// The same where time is short: under emulation the verifier takes seconds for each test. They load and run
-    /// every program and meet every kind of map and helper.
-    pub(super) brief: &'static [&'static str],
 }
 
 /// All suites.
@@ -55,46 +52,9 @@ pub(super) const SUITES: [Suite; 2] = [
             "--skip",
             "hundred_pods_at_once",
         ],
-        brief: &[
-            "the_verifier_has_room_left",
-            "a_refusal_carries_the_verifiers_log",
-            "a_service_is_translated_both_ways",
-            "a_local_redirect_is_used_while_somebody_listens",
-            "other_nodes_are_reached_by_the_nodes_routes",
-            "arp_and_discovery_stay_on_the_link",
-            "totals_and_details_of_drops_agree",
-            "a_completed_handshake_is_established",
-            "two_services_and_the_backend_itself",
-            "a_client_stays_with_its_backend",
-            "checksums_of_whole_packets_follow",
-            "a_datagram_in_order_reaches_one_backend",
-            "fragments_that_overtake_their_first",
-            "an_error_about_what_a_client_sent",
-            "all_else_is_told_that_the_port_is_unreachable",
-            "tcp_is_reset",
-            "filters_and_links_outlive_their_agent",
-            "rows_of_a_pod_go_without_an_agent",
-            "what_was_removed_while_no_agent_runs",
-            "what_is_expired_goes_and_gives_its_room_back",
-            "everything_of_schema_1_is_moved",
-            "tables_grow_with_what_is_in_them",
-            "udp_moves_when_its_backend_leaves",
-            "a_step_of_the_wall_clock_changes_no_flow",
-            "net::host::",
-            "net::routes::",
-            "net::pod::",
-            "--skip",
-            "hundred_pods_at_once",
-        ],
     },
     // The binary: every program loaded, attached, passed by packets, and taken over by the next agent.
-    Suite {
-        name: "agent",
-        target: ["netd-integration", "test", "kernel"],
-        file: "tests-kernel",
-        tests: &[],
-        brief: &[],
-    },
+    Suite { name: "agent", target: ["netd-integration", "test", "kernel"], file: "tests-kernel", tests: &[] },
 ];
 
 /// The kernel's modules that the suites need, each for what.
