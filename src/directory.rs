@@ -264,6 +264,7 @@ impl Source {
 
     /// Scans the folder; gives its files, and true if some are no more.
     fn scan(&mut self) -> (Vec<Found>, bool) {
+        self.watch.begin_scan();
         let mut listing = scan::scan(&self.root, |folder, identity| self.watch.enter(folder, identity));
         self.watch.end();
         let changed = self.forget_gone(&listing);

@@ -2,8 +2,9 @@
 
 use super::*;
 use crate::model::ObjectName;
-use std::fs;
-use std::os::unix::fs::symlink;
+use nix::unistd::{Uid, setfsuid};
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -357,6 +358,42 @@ fn a_file_that_is_made_anew_is_never_missed() {
     while source.refresh(Why::Time).model.is_none_or(|model| !model.nodes.is_empty()) {
         std::thread::sleep(DEBOUNCE);
     }
+}
+
+/// A folder that notify's thread may not read, though we may, has no watch. Needs root.
+#[test]
+fn a_folder_without_a_watch_is_told_after_changes_elsewhere_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let mode = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    let (file, closed) = (dir.path().join("a.yaml"), dir.path().join("closed"));
+    mode(dir.path(), 0o755);
+    fs::write(&file, node("a")).unwrap();
+    fs::create_dir(&closed).unwrap();
+    mode(&closed, 0o700);
+    let mut source = Source::new(dir.path());
+    // The thread keeps the rights of the one that started it.
+    let root = setfsuid(Uid::from_raw(65534));
+    source.watch.begin();
+    setfsuid(root);
+
+    let told = |outcome: &Outcome| {
+        let message = format!("cannot watch {}", closed.display());
+        assert!(outcome.next <= RESCAN_BLIND, "{:?}", outcome.next);
+        assert!(outcome.report.problems[0].message.starts_with(&message), "{:?}", outcome.report);
+    };
+    told(&source.refresh(Why::Time));
+    fs::write(&file, node("b")).unwrap();
+    loop {
+        let outcome = source.refresh(Why::Alarm);
+        told(&outcome);
+        if outcome.model.is_some_and(|model| model.nodes.contains_key("b")) {
+            break;
+        }
+        std::thread::sleep(DEBOUNCE);
+    }
+    // Once it can be watched, all is well with the next scan.
+    mode(&closed, 0o755);
+    assert_eq!(source.refresh(Why::Alarm).report.problems, []);
 }
 
 #[test]
