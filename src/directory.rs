@@ -377,7 +377,8 @@ impl Source {
             }
         }
         let entries = self.files.in_force().flat_map(|(_, entries)| entries.iter());
-        let (model, contradicted) = assemble::assemble(entries, reports);
+        let former = self.assembled.as_ref().map(|(model, _)| Arc::clone(model)).unwrap_or_default();
+        let (model, contradicted) = assemble::assemble(&former, entries, reports);
         problems.extend(contradicted);
         (Arc::new(model), problems)
     }

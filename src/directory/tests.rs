@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::model::ObjectName;
+use crate::store::Store;
 use nix::unistd::{Uid, setfsuid};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -429,6 +430,65 @@ fn one_file_read_anew_is_counted_as_all_are() {
         };
         assert_eq!((report.files, report.objects, report.problems.len()), (2, objects, problems), "{text}");
     }
+}
+
+/// Looks until the model is as wanted, and publishes each as the agent does.
+fn publish_until(source: &mut Source, store: &Store, wanted: impl Fn(&Model) -> bool) -> Arc<Model> {
+    loop {
+        if let Some(model) = source.refresh(Why::Time).model {
+            store.publish(model);
+            let now = store.current();
+            if wanted(&now.model) {
+                return Arc::clone(&now.model);
+            }
+        }
+        std::thread::sleep(DEBOUNCE);
+    }
+}
+
+#[test]
+fn what_did_not_change_is_shared_from_one_snapshot_to_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let meta = |kind: &str, name: &str| format!("kind: {kind}\nmetadata: {{name: {name}");
+    let service = |name: &str, port: u16| {
+        let spec = format!("spec: {{clusterIP: 10.96.0.{port}, ports: [{{port: {port}}}]}}\n");
+        format!("---\napiVersion: v1\n{}}}\n{spec}", meta("Service", name))
+    };
+    let services = |port| service("web", port) + &service("db", 1);
+    let slice = |addresses: &[&str]| {
+        let endpoints: Vec<String> = addresses.iter().map(|a| format!("{{addresses: [{a}]}}")).collect();
+        format!(
+            "apiVersion: discovery.k8s.io/v1\n{}, labels: {{kubernetes.io/service-name: web}}}}\n\
+             addressType: IPv4\nports: [{{port: 80}}]\nendpoints: [{}]\n",
+            meta("EndpointSlice", "web-1"),
+            endpoints.join(", ")
+        )
+    };
+    let pod = |name: &str| format!("---\napiVersion: v1\n{}}}\n", meta("Pod", name));
+    let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+    write("pods.yaml", &(pod("a") + &pod("b")));
+    write("services.yaml", &services(2));
+    write("slice.yaml", &slice(&["10.0.0.1"]));
+    let (mut source, store) = (Source::new(dir.path()), Store::new());
+    publish_until(&mut source, &store, |model| model.pods.len() == 2);
+
+    // Two reports, each of which has all put together anew; then one Service of two in a file.
+    for (name, address) in [("a", "10.0.0.1"), ("b", "10.0.0.2")] {
+        let name = ObjectName::new("default", name);
+        let report = status::PodStatus::new(&name, "n1", "c", vec![address.parse().unwrap()]);
+        status::write(dir.path(), &report).unwrap();
+        publish_until(&mut source, &store, |model| model.pods[&name].ready);
+    }
+    write("services.yaml", &services(3));
+    let web = ObjectName::new("default", "web");
+    let before = publish_until(&mut source, &store, |model| model.services[&web].ports[0].port == 3);
+    write("slice.yaml", &slice(&["10.0.0.1", "10.0.0.2"]));
+    let after = publish_until(&mut source, &store, |model| {
+        model.slices.values().all(|slice| slice.endpoints.len() == 2)
+    });
+    assert!(before.pods.is_copy_of(&after.pods));
+    assert!(before.services.is_copy_of(&after.services));
+    assert!(!before.slices.is_copy_of(&after.slices));
 }
 
 #[tokio::test(flavor = "multi_thread")]
