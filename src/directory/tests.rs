@@ -101,6 +101,21 @@ fn broken_line(report: &Report) -> Option<(String, u32)> {
     Some((problem.path.file_name()?.to_str()?.to_owned(), problem.line?))
 }
 
+#[test]
+fn one_change_beside_the_files_delays_no_look_and_many_do() {
+    let start = Instant::now();
+    let mut pace = Pace { last: start, idle: false };
+    let looks = [(false, DEBOUNCE), (true, Duration::ZERO), (true, DEBOUNCE), (true, DEBOUNCE)];
+    let again = [(false, DEBOUNCE), (true, Duration::ZERO)];
+    let mut now = start;
+    for (n, (idle, wait)) in looks.into_iter().chain(again).enumerate() {
+        now += DEBOUNCE;
+        pace.looked(idle, now);
+        assert_eq!(pace.wait(now), wait, "after look {n}");
+    }
+    assert_eq!(pace.wait(now + DEBOUNCE), Duration::ZERO);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_empty_folder_is_an_empty_model() {
     let fixture = Fixture::start(|_| {});
