@@ -202,6 +202,18 @@ impl Tables {
         }
     }
 
+    /// True of a reason that no room among slots and backends takes away.
+    pub(super) fn lasts(&self, reason: &Reason) -> bool {
+        match *reason {
+            Reason::Endpoints { .. } => true,
+            // Of the rows one may have gone since, another's that led astray.
+            Reason::Frontends { needed, limit, .. } => {
+                number(self.frontends.len()).saturating_add(needed) > limit
+            }
+            Reason::Backends { .. } | Reason::Slots { .. } | Reason::Room { .. } => false,
+        }
+    }
+
     /// What becomes of a Service that lacks room.
     pub(super) fn refusal(&self, service: &DesiredService, reason: Reason) -> Refusal {
         let record = |frontend: &DesiredFrontend| self.frontends.get(&frontend.key);
