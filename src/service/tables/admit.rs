@@ -25,7 +25,7 @@ pub struct Refusal {
     pub reason: Reason,
     /// True if all of it will fit when what changes left comes out of quarantine.
     pub waits: bool,
-    /// True if some of its clients are served; false if the Service has no row.
+    /// True if the Service has a row, if only one that leads to nothing; false if it has none.
     pub keeps_rows: bool,
     /// The list that lacks the most of its endpoints.
     pub list: List,
