@@ -63,7 +63,8 @@ pub async fn run(
     let source = Source::new(&config.path);
     let alarm = source.watch.alarm();
     let mut follower = Follower { source, publish, report, last_report: None };
-    let (mut why, mut read) = (Why::Time, Instant::now());
+    let mut why = Why::Time;
+    let mut pace = Pace { last: Instant::now(), idle: false };
     loop {
         let looked = tokio::task::spawn_blocking(move || {
             let told = follower.look(why);
@@ -79,16 +80,13 @@ pub async fn run(
                 Err(_) => return,
             },
         };
-        // Others' changes beside the files, such as a hidden one that is to take a file's place, are no burst.
-        if !idle {
-            read = Instant::now();
-        }
+        pace.looked(idle, Instant::now());
         tokio::select! {
             () = cancel.cancelled() => return,
             () = tokio::time::sleep(next) => why = Why::Time,
             () = alarm.changed() => {
                 why = Why::Alarm;
-                let wait = DEBOUNCE.saturating_sub(read.elapsed());
+                let wait = pace.wait(Instant::now());
                 if !wait.is_zero() {
                     tokio::select! {
                         () = cancel.cancelled() => return,
@@ -97,6 +95,30 @@ pub async fn run(
                 }
             }
         }
+    }
+}
+
+/// How looks keep their distance.
+struct Pace {
+    /// The last look that the next one keeps its distance from.
+    last: Instant,
+    /// The look before found nothing to be read.
+    idle: bool,
+}
+
+impl Pace {
+    /// A look is over. Others' change beside the files, such as a hidden one that is to take a file's place, is no
+    /// burst; but where one follows upon the other somebody may write without end.
+    fn looked(&mut self, idle: bool, now: Instant) {
+        if !idle || self.idle {
+            self.last = now;
+        }
+        self.idle = idle;
+    }
+
+    /// How long the next look has to wait.
+    fn wait(&self, now: Instant) -> Duration {
+        DEBOUNCE.saturating_sub(now.saturating_duration_since(self.last))
     }
 }
 
@@ -264,6 +286,7 @@ impl Source {
 
     /// Scans the folder; gives its files, and true if some are no more.
     fn scan(&mut self) -> (Vec<Found>, bool) {
+        self.watch.begin_scan();
         let mut listing = scan::scan(&self.root, |folder, identity| self.watch.enter(folder, identity));
         self.watch.end();
         let changed = self.forget_gone(&listing);
@@ -376,7 +399,8 @@ impl Source {
             }
         }
         let entries = self.files.in_force().flat_map(|(_, entries)| entries.iter());
-        let (model, contradicted) = assemble::assemble(entries, reports);
+        let former = self.assembled.as_ref().map(|(model, _)| Arc::clone(model)).unwrap_or_default();
+        let (model, contradicted) = assemble::assemble(&former, entries, reports);
         problems.extend(contradicted);
         (Arc::new(model), problems)
     }

@@ -12,7 +12,7 @@ use super::document::{Entry, Object};
 use super::files::Content;
 use super::status::PodStatus;
 use crate::model::report::{Problem, Severity};
-use crate::model::{Family, Model, Node, ObjectName, Pod};
+use crate::model::{Family, Model, Node, ObjectName, Objects, Pod};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -22,8 +22,9 @@ use std::sync::Arc;
 pub(super) type Reports<'r> = BTreeMap<ObjectName, (&'r Path, &'r PodStatus)>;
 
 /// Puts the model together; the problems are reports that contradict their Pod. A report of a pod that the
-/// folder has no Pod for is no problem: on a bare machine none has.
+/// folder has no Pod for is no problem: on a bare machine none has. Of the `former` model all that is equal is kept.
 pub(super) fn assemble<'e>(
+    former: &Model,
     entries: impl Iterator<Item = &'e Entry>,
     mut reports: Reports<'_>,
 ) -> (Model, Vec<Problem>) {
@@ -34,7 +35,7 @@ pub(super) fn assemble<'e>(
         if let Object::Pod(pod, ready) = &entry.object {
             pods.push((pod, *ready));
         }
-        insert(&mut model, &entry.object);
+        insert(&mut model, former, &entry.object);
     }
     for (pod, ready) in pods {
         let report = reports.remove(&pod.name).and_then(|(path, report)| {
@@ -44,15 +45,16 @@ pub(super) fn assemble<'e>(
                 .map(|()| report)
         });
         let pod = complete(pod, ready, report, &model.nodes);
-        model.pods.insert(pod.name.clone(), pod);
+        put(&mut model.pods, &former.pods, pod.name.clone(), &pod);
     }
+    keep_all(&mut model, former);
     (model, problems)
 }
 
 /// The model with some files' objects in the place of others; none if that is not all: what becomes of a Pod
 /// depends on reports and on its Node.
-pub(super) fn patch(model: &Model, replaced: &[(Content, Content)]) -> Option<Model> {
-    let mut model = model.clone();
+pub(super) fn patch(former: &Model, replaced: &[(Content, Content)]) -> Option<Model> {
+    let mut model = former.clone();
     for entry in replaced.iter().flat_map(|(old, _)| old.iter()) {
         match &entry.object {
             Object::Node(_) | Object::Pod(..) => return None,
@@ -66,30 +68,55 @@ pub(super) fn patch(model: &Model, replaced: &[(Content, Content)]) -> Option<Mo
         if matches!(entry.object, Object::Node(_) | Object::Pod(..)) {
             return None;
         }
-        insert(&mut model, &entry.object);
+        insert(&mut model, former, &entry.object);
     }
+    keep_all(&mut model, former);
     Some(model)
 }
 
 /// Puts an object into the model; a Pod not yet.
-fn insert(model: &mut Model, object: &Object) {
+fn insert(model: &mut Model, former: &Model, object: &Object) {
     match object {
-        Object::Node(node) => {
-            model.nodes.insert(Arc::clone(&node.name), Arc::clone(node));
-        }
+        Object::Node(node) => put(&mut model.nodes, &former.nodes, Arc::clone(&node.name), node),
         Object::Namespace(namespace) => {
-            model.namespaces.insert(Arc::clone(&namespace.name), Arc::clone(namespace));
+            put(&mut model.namespaces, &former.namespaces, Arc::clone(&namespace.name), namespace);
         }
         Object::Pod(..) => {}
         Object::Service(service) => {
-            model.services.insert(service.name.clone(), Arc::clone(service));
+            put(&mut model.services, &former.services, service.name.clone(), service);
         }
-        Object::EndpointSlice(slice) => {
-            model.slices.insert(slice.key(), Arc::clone(slice));
-        }
+        Object::EndpointSlice(slice) => put(&mut model.slices, &former.slices, slice.key(), slice),
         Object::NetworkPolicy(policy) => {
-            model.policies.insert(policy.name.clone(), Arc::clone(policy));
+            put(&mut model.policies, &former.policies, policy.name.clone(), policy);
         }
+    }
+}
+
+/// Puts an object into its map: the former one if that is equal, so that the store, which keeps it too, has pointers
+/// to compare.
+fn put<K: Ord + Clone, T: PartialEq>(
+    objects: &mut Objects<K, T>,
+    former: &Objects<K, T>,
+    key: K,
+    object: &Arc<T>,
+) {
+    let same = former.get(&key).filter(|same| Arc::ptr_eq(same, object) || ***same == **object);
+    objects.insert(key, Arc::clone(same.unwrap_or(object)));
+}
+
+/// Puts the former map in the place of each in which nothing changed: nobody need look into it then.
+fn keep_all(model: &mut Model, former: &Model) {
+    keep(&mut model.nodes, &former.nodes);
+    keep(&mut model.namespaces, &former.namespaces);
+    keep(&mut model.pods, &former.pods);
+    keep(&mut model.services, &former.services);
+    keep(&mut model.slices, &former.slices);
+    keep(&mut model.policies, &former.policies);
+}
+
+fn keep<K: Ord, T>(objects: &mut Objects<K, T>, former: &Objects<K, T>) {
+    if former.changes(objects).next().is_none() {
+        *objects = former.clone();
     }
 }
 
@@ -153,7 +180,7 @@ mod tests {
         let content = parsed.content.unwrap_or_else(|| panic!("{:?}", parsed.problems));
         let path = Path::new("s");
         let reports = reports.iter().map(|report| (report.pod(), (path, report))).collect();
-        let (model, problems) = assemble(content.iter(), reports);
+        let (model, problems) = assemble(&Model::default(), content.iter(), reports);
         (model, problems.iter().map(ToString::to_string).collect())
     }
 

@@ -2,8 +2,10 @@
 
 use super::*;
 use crate::model::ObjectName;
-use std::fs;
-use std::os::unix::fs::symlink;
+use crate::store::Store;
+use nix::unistd::{Uid, setfsuid};
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -97,6 +99,21 @@ fn node(name: &str) -> String {
 fn broken_line(report: &Report) -> Option<(String, u32)> {
     let problem = report.errors().next()?;
     Some((problem.path.file_name()?.to_str()?.to_owned(), problem.line?))
+}
+
+#[test]
+fn one_change_beside_the_files_delays_no_look_and_many_do() {
+    let start = Instant::now();
+    let mut pace = Pace { last: start, idle: false };
+    let looks = [(false, DEBOUNCE), (true, Duration::ZERO), (true, DEBOUNCE), (true, DEBOUNCE)];
+    let again = [(false, DEBOUNCE), (true, Duration::ZERO)];
+    let mut now = start;
+    for (n, (idle, wait)) in looks.into_iter().chain(again).enumerate() {
+        now += DEBOUNCE;
+        pace.looked(idle, now);
+        assert_eq!(pace.wait(now), wait, "after look {n}");
+    }
+    assert_eq!(pace.wait(now + DEBOUNCE), Duration::ZERO);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -359,6 +376,42 @@ fn a_file_that_is_made_anew_is_never_missed() {
     }
 }
 
+/// A folder that notify's thread may not read, though we may, has no watch. Needs root.
+#[test]
+fn a_folder_without_a_watch_is_told_after_changes_elsewhere_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let mode = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    let (file, closed) = (dir.path().join("a.yaml"), dir.path().join("closed"));
+    mode(dir.path(), 0o755);
+    fs::write(&file, node("a")).unwrap();
+    fs::create_dir(&closed).unwrap();
+    mode(&closed, 0o700);
+    let mut source = Source::new(dir.path());
+    // The thread keeps the rights of the one that started it.
+    let root = setfsuid(Uid::from_raw(65534));
+    source.watch.begin();
+    setfsuid(root);
+
+    let told = |outcome: &Outcome| {
+        let message = format!("cannot watch {}", closed.display());
+        assert!(outcome.next <= RESCAN_BLIND, "{:?}", outcome.next);
+        assert!(outcome.report.problems[0].message.starts_with(&message), "{:?}", outcome.report);
+    };
+    told(&source.refresh(Why::Time));
+    fs::write(&file, node("b")).unwrap();
+    loop {
+        let outcome = source.refresh(Why::Alarm);
+        told(&outcome);
+        if outcome.model.is_some_and(|model| model.nodes.contains_key("b")) {
+            break;
+        }
+        std::thread::sleep(DEBOUNCE);
+    }
+    // Once it can be watched, all is well with the next scan.
+    mode(&closed, 0o755);
+    assert_eq!(source.refresh(Why::Alarm).report.problems, []);
+}
+
 #[test]
 fn one_file_read_anew_is_counted_as_all_are() {
     let dir = tempfile::tempdir().unwrap();
@@ -392,6 +445,65 @@ fn one_file_read_anew_is_counted_as_all_are() {
         };
         assert_eq!((report.files, report.objects, report.problems.len()), (2, objects, problems), "{text}");
     }
+}
+
+/// Looks until the model is as wanted, and publishes each as the agent does.
+fn publish_until(source: &mut Source, store: &Store, wanted: impl Fn(&Model) -> bool) -> Arc<Model> {
+    loop {
+        if let Some(model) = source.refresh(Why::Time).model {
+            store.publish(model);
+            let now = store.current();
+            if wanted(&now.model) {
+                return Arc::clone(&now.model);
+            }
+        }
+        std::thread::sleep(DEBOUNCE);
+    }
+}
+
+#[test]
+fn what_did_not_change_is_shared_from_one_snapshot_to_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let meta = |kind: &str, name: &str| format!("kind: {kind}\nmetadata: {{name: {name}");
+    let service = |name: &str, port: u16| {
+        let spec = format!("spec: {{clusterIP: 10.96.0.{port}, ports: [{{port: {port}}}]}}\n");
+        format!("---\napiVersion: v1\n{}}}\n{spec}", meta("Service", name))
+    };
+    let services = |port| service("web", port) + &service("db", 1);
+    let slice = |addresses: &[&str]| {
+        let endpoints: Vec<String> = addresses.iter().map(|a| format!("{{addresses: [{a}]}}")).collect();
+        format!(
+            "apiVersion: discovery.k8s.io/v1\n{}, labels: {{kubernetes.io/service-name: web}}}}\n\
+             addressType: IPv4\nports: [{{port: 80}}]\nendpoints: [{}]\n",
+            meta("EndpointSlice", "web-1"),
+            endpoints.join(", ")
+        )
+    };
+    let pod = |name: &str| format!("---\napiVersion: v1\n{}}}\n", meta("Pod", name));
+    let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+    write("pods.yaml", &(pod("a") + &pod("b")));
+    write("services.yaml", &services(2));
+    write("slice.yaml", &slice(&["10.0.0.1"]));
+    let (mut source, store) = (Source::new(dir.path()), Store::new());
+    publish_until(&mut source, &store, |model| model.pods.len() == 2);
+
+    // Two reports, each of which has all put together anew; then one Service of two in a file.
+    for (name, address) in [("a", "10.0.0.1"), ("b", "10.0.0.2")] {
+        let name = ObjectName::new("default", name);
+        let report = status::PodStatus::new(&name, "n1", "c", vec![address.parse().unwrap()]);
+        status::write(dir.path(), &report).unwrap();
+        publish_until(&mut source, &store, |model| model.pods[&name].ready);
+    }
+    write("services.yaml", &services(3));
+    let web = ObjectName::new("default", "web");
+    let before = publish_until(&mut source, &store, |model| model.services[&web].ports[0].port == 3);
+    write("slice.yaml", &slice(&["10.0.0.1", "10.0.0.2"]));
+    let after = publish_until(&mut source, &store, |model| {
+        model.slices.values().all(|slice| slice.endpoints.len() == 2)
+    });
+    assert!(before.pods.is_copy_of(&after.pods));
+    assert!(before.services.is_copy_of(&after.services));
+    assert!(!before.slices.is_copy_of(&after.slices));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -91,8 +91,10 @@ pub(super) struct Watch {
     root: PathBuf,
     shared: Arc<Shared>,
     watcher: Option<RecommendedWatcher>,
-    /// Why there is no watcher, or not for every folder.
+    /// Why there is no watcher, or no watch on what is above the folder: tried anew before each look.
     trouble: Option<String>,
+    /// Why a folder has no watch: so until a scan tries anew.
+    unwatched: Option<String>,
     watched: BTreeMap<PathBuf, Identity>,
     seen: BTreeSet<PathBuf>,
 }
@@ -104,6 +106,7 @@ impl Watch {
             shared: Arc::default(),
             watcher: None,
             trouble: None,
+            unwatched: None,
             watched: BTreeMap::new(),
             seen: BTreeSet::new(),
         }
@@ -115,10 +118,10 @@ impl Watch {
 
     /// Why changes may go unseen until the next full scan.
     pub(super) fn trouble(&self) -> Option<&str> {
-        self.trouble.as_deref()
+        self.trouble.as_deref().or(self.unwatched.as_deref())
     }
 
-    /// Before a scan: takes the changes, and makes sure of a watcher and of a watch on what is above the
+    /// Before a look or a scan: takes the changes, and makes sure of a watcher and of a watch on what is above the
     /// folder, which sees the folder itself come, go, and be swapped.
     pub(super) fn begin(&mut self) -> Changes {
         self.trouble = None;
@@ -141,7 +144,7 @@ impl Watch {
         }
         let above = self.root.ancestors().skip(1).find_map(|above| Some((above, identity(above)?)));
         if let Some((above, identity)) = above.map(|(above, identity)| (above.to_owned(), identity)) {
-            self.enter(&above, identity);
+            self.trouble = self.watch(&above, identity).err().or(self.trouble.take());
         }
         changes
     }
@@ -168,23 +171,31 @@ impl Watch {
         changes
     }
 
+    /// A scan begins, which enters every folder.
+    pub(super) fn begin_scan(&mut self) {
+        self.unwatched = None;
+    }
+
     /// A folder is about to be listed.
     pub(super) fn enter(&mut self, folder: &Path, identity: Identity) {
+        if let Err(trouble) = self.watch(folder, identity) {
+            self.unwatched = Some(trouble);
+        }
+    }
+
+    fn watch(&mut self, folder: &Path, identity: Identity) -> Result<(), String> {
         self.seen.insert(folder.to_owned());
         if self.watched.get(folder) == Some(&identity) {
-            return;
+            return Ok(());
         }
         // Another folder may have taken its path.
         self.forget(folder);
-        let Some(watcher) = &mut self.watcher else { return };
-        match watcher.watch(folder, RecursiveMode::NonRecursive) {
-            Ok(()) => {
-                self.watched.insert(folder.to_owned(), identity);
-            }
-            Err(error) => {
-                self.trouble = Some(format!("cannot watch {}: {error}", folder.display()));
-            }
-        }
+        let Some(watcher) = &mut self.watcher else { return Ok(()) };
+        watcher
+            .watch(folder, RecursiveMode::NonRecursive)
+            .map_err(|error| format!("cannot watch {}: {error}", folder.display()))?;
+        self.watched.insert(folder.to_owned(), identity);
+        Ok(())
     }
 
     /// After a scan: lets go of folders that are no more.

@@ -322,7 +322,7 @@ impl Tables {
     /// Of those that are refused, those wait that will not be when what changes left is free again. The others have
     /// the reason that stays.
     fn part_waiting(&self, desired: &Desired, now: Instant, plan: &mut Plan) {
-        if plan.refused.is_empty() || self.slots.waiting() == 0 && self.backends.waiting() == 0 {
+        if !self.may_wait(&plan.refused) {
             return;
         }
         let lacks = |plan: &Plan| -> HashMap<ObjectName, Reason> {
@@ -348,6 +348,12 @@ impl Tables {
                 }
             }
         }
+    }
+
+    /// One of these may fit when what changes left is free again.
+    fn may_wait(&self, refused: &[Refusal]) -> bool {
+        let held = self.slots.waiting() > 0 || self.backends.waiting() > 0;
+        held && refused.iter().any(|refusal| !self.lasts(&refusal.reason))
     }
 
     /// Frees what left its quarantine; all that is to be done while nothing changes.

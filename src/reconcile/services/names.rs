@@ -10,7 +10,7 @@ use crate::model::ObjectName;
 use crate::service::plan::PortName;
 use crate::service::tables::NameChange;
 use serde::Serialize;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
@@ -98,6 +98,30 @@ impl<K: Copy + Eq + Hash, V: Clone> Former<K, V> {
 }
 
 impl Inner {
+    /// All names are of a former image: those that the changes do not tell again are deleted. The others are not even
+    /// for a moment, since there may be more of them than are remembered.
+    fn start_over(&mut self, changes: &[NameChange]) {
+        let (mut numbers, mut ids) = (HashSet::new(), HashSet::new());
+        for change in changes {
+            match change {
+                NameChange::Frontend { number, .. } => drop(numbers.insert(*number)),
+                NameChange::Backend { id, generation, .. } => drop(ids.insert((*id, *generation))),
+                NameChange::FrontendGone { .. } | NameChange::BackendGone { .. } => {}
+            }
+        }
+        for (number, label) in std::mem::take(&mut self.services) {
+            if !numbers.contains(&number) {
+                self.former_services.remember(number, label.port.service);
+            }
+        }
+        for (id, label) in std::mem::take(&mut self.backends) {
+            let key = (id, label.generation);
+            if !ids.contains(&key) {
+                self.former_backends.remember(key, label);
+            }
+        }
+    }
+
     fn service_gone(&mut self, number: u32) {
         if let Some(label) = self.services.remove(&number) {
             self.former_services.remember(number, label.port.service);
@@ -160,10 +184,7 @@ impl Names {
         }
         let mut inner = self.0.write().unwrap_or_else(PoisonError::into_inner);
         if anew {
-            let services: Vec<u32> = inner.services.keys().copied().collect();
-            services.into_iter().for_each(|number| inner.service_gone(number));
-            let backends: Vec<u32> = inner.backends.keys().copied().collect();
-            backends.into_iter().for_each(|id| inner.backend_gone(id));
+            inner.start_over(&changes);
         }
         for change in changes {
             match change {
@@ -253,6 +274,21 @@ mod tests {
         assert_eq!(numbers, [&2, &1]);
         let ids: Vec<_> = register.backends.keys().chain(register.former_backends.keys()).collect();
         assert_eq!(ids, [&(8, 1), &(7, 1)]);
+    }
+
+    #[test]
+    fn a_new_image_of_more_than_is_remembered_leaves_what_was_deleted_before() {
+        let names = Names::default();
+        names.change(vec![came(1, "old"), backend(1, 1, "old")], true);
+        names.change(vec![went(1), NameChange::BackendGone { id: 1 }], false);
+        let last = u32::try_from(REMEMBERED).unwrap() + 2;
+        let all: Vec<_> = (2..=last).flat_map(|n| [came(n, "api"), backend(n, 1, "pod")]).collect();
+        names.change(all.clone(), true);
+        names.change(all, true);
+        let register = names.register();
+        assert_eq!((register.services.len(), register.backends.len()), (REMEMBERED + 1, REMEMBERED + 1));
+        assert_eq!(register.former_services.into_keys().collect::<Vec<_>>(), [1]);
+        assert_eq!(register.former_backends.into_keys().collect::<Vec<_>>(), [(1, 1)]);
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub struct Refusal {
     pub reason: Reason,
     /// True if all of it will fit when what changes left comes out of quarantine.
     pub waits: bool,
-    /// True if some of its clients are served; false if the Service has no row.
+    /// True if the Service has a row, if only one that leads to nothing; false if it has none.
     pub keeps_rows: bool,
     /// The list that lacks the most of its endpoints.
     pub list: List,
@@ -199,6 +199,18 @@ impl Tables {
         match self.take_slots(unit) {
             Ok(ranges) => Ok(ranges.into_iter().map(Place::New).collect()),
             Err(reason) => self.take_own_slots(service, unit).map(|place| vec![place]).ok_or(reason),
+        }
+    }
+
+    /// True of a reason that no room among slots and backends takes away.
+    pub(super) fn lasts(&self, reason: &Reason) -> bool {
+        match *reason {
+            Reason::Endpoints { .. } => true,
+            // Of the rows one may have gone since, another's that led astray.
+            Reason::Frontends { needed, limit, .. } => {
+                number(self.frontends.len()).saturating_add(needed) > limit
+            }
+            Reason::Backends { .. } | Reason::Slots { .. } | Reason::Room { .. } => false,
         }
     }
 

@@ -123,6 +123,39 @@ fn a_full_frontend_table_turns_away_the_newest() {
     assert!(matches!(plan.ops[0], Op::DeleteFrontend { .. }), "{plan:?}");
 }
 
+/// A forecast copies the image and plans all Services anew.
+#[test]
+fn there_is_no_forecast_for_what_waiting_cannot_help() {
+    let (mut tables, now) = empty(2, 64, 10);
+    let list = |n: u32| service(3, n..n + 3);
+    done(&mut tables, &desired([service(2, [1]), list(1)]), now);
+    let plan = done(&mut tables, &desired([service(1, [1]), service(2, [1]), list(4)]), now);
+    assert_eq!((plan.refused.len(), tables.usages().slots.held), (1, 3), "{plan:?}");
+    assert!(!tables.may_wait(&plan.refused));
+    let too_long = service(2, 0..=u16::MAX.into());
+    let plan = done(&mut tables, &desired([too_long, list(4)]), now);
+    assert_eq!(plan.refused[0].reason.name(), "endpoints");
+    assert!(!tables.may_wait(&plan.refused));
+    let plan = done(&mut tables, &desired([service(2, 1..=4), list(4)]), now);
+    assert_eq!(plan.refused[0].reason.name(), "slots");
+    assert!(tables.may_wait(&plan.refused), "another list may become shorter");
+}
+
+#[test]
+fn a_row_that_goes_because_it_leads_astray_makes_room() {
+    let (mut tables, now) = empty(2, 64, 64);
+    done(&mut tables, &desired([service(1, [1]), service(3, [1])]), now);
+    // The last row is another Service's now, which has more endpoints than it can count.
+    let mut too_long = service(3, 0..=u16::MAX.into());
+    too_long.name = ObjectName::new("shop", "s9");
+    let wanted = desired([both(1, &[1], &[1]), too_long]);
+    let plan = done(&mut tables, &wanted, now);
+    let names = |refusals: &[Refusal]| refusals.iter().map(|r| r.service.to_string()).collect::<Vec<_>>();
+    assert_eq!(names(&plan.waiting), ["shop/s1"]);
+    assert_eq!(names(&plan.refused), ["shop/s9"]);
+    assert_eq!(names(&done(&mut tables, &wanted, now + QUARANTINE).refused), ["shop/s9"]);
+}
+
 #[test]
 fn slots_are_kept_so_that_the_longest_list_can_change() {
     let (mut tables, now) = empty(8, 64, 10);
