@@ -4,7 +4,7 @@ use super::beside;
 use super::from_code;
 use super::maps::Work;
 use super::packet::{Packet, TCP, tcp_flag};
-use super::pair::{self, belong, image, initiator};
+use super::pair::{self, belong, gives_way, image, initiator};
 use super::report::Run;
 use super::rewrite::{self, End, Translation};
 use super::table::{self, find, limits, now};
@@ -94,7 +94,7 @@ fn known(ctx: &TcContext, run: &mut Run, packet: &Packet, to: &mut Translation) 
     if flow.role == role::REPLY && forward && run.stage == stage::POD_EGRESS {
         // A packet through the Service has the frontend's address here, not yet the backend's: this one is
         // for the backend itself.
-        if over(flow, packet, now) {
+        if gives_way(flow, packet, now) {
             supersede(flow, packet, &key, forward, established);
             return Known::New;
         }
