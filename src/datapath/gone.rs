@@ -53,6 +53,11 @@ impl Gone {
 
 #[cfg(all(test, not(netd_bpf_stub)))]
 impl Gone {
+    /// As an agent that starts.
+    pub(super) fn forget(&self) {
+        locked(&self.known).clear();
+    }
+
     /// As if so many seconds had passed.
     pub(super) fn age(&self, seconds: u32) {
         let mut map = locked(&self.map);

@@ -151,6 +151,7 @@ impl Datapath {
         let mut reclaimer = locked(&self.reclaimer);
         (reclaimer.audit, reclaimer.stray) = (Audit::default(), BTreeSet::new());
         *locked(&self.counted) = Counted::default();
+        self.gone.forget();
     }
 
     /// As on a kernel without the iterator.
@@ -419,9 +420,9 @@ mod tests {
     use super::*;
     use crate::datapath::locked;
     use crate::datapath::tests::frames::{Segment, tcp};
-    use crate::datapath::tests::rig::{Rig, isolated};
+    use crate::datapath::tests::rig::{IFINDEX, Rig, isolated, pod};
     use crate::datapath::tests::verifier::{REFUSED, spoilt};
-    use netd_bpf::flow::lifetime;
+    use netd_bpf::flow::{ORPHANED, lifetime};
     use std::sync::Arc;
 
     /// Ten connections of pod 1, of a row each.
@@ -450,6 +451,20 @@ mod tests {
             assert_eq!((of_a_pod.established.alive, of_a_pod.ownerless), (10, 0));
             assert_eq!((of_nobody.established.alive, of_nobody.ownerless), (10, 10));
             assert_eq!(of_nobody.slices, of_a_pod.slices);
+        });
+    }
+
+    #[test]
+    fn a_test_knows_nothing_of_the_passes_of_the_one_before() {
+        isolated(|| {
+            let rig = Rig::fresh();
+            connections(&rig);
+            rig.datapath.remove_pod(&pod(IFINDEX, 1, "10.0.0.1", "fd00::1")).unwrap();
+            rig.datapath.reclaim(&|| false).unwrap();
+            rig.datapath.gone.age(2 * ORPHANED + 1);
+            rig.datapath.forget_passes();
+            rig.datapath.reclaim(&|| false).unwrap();
+            assert_eq!(rig.datapath.gone.endpoints(), [1], "whose time begins");
         });
     }
 
