@@ -119,7 +119,7 @@ pub mod flow_flag {
     pub const RESET: u16 = RESET_FORWARD | RESET_REPLY;
     /// TCP: both ends are done.
     pub const FIN_BOTH: u16 = FIN_FORWARD | FIN_REPLY;
-    /// TCP: closing, in either way; a new SYN starts a new flow.
+    /// TCP: closing, in either way; a new SYN of this flow starts it anew.
     pub const CLOSING: u16 = FIN_BOTH | RESET;
     /// What changes in a flow's life; the rest is the flow's own from its first packet on.
     pub const STATE: u16 = REPLIED | CLOSING | CONFIRMED | REFUSED | LAST_WAS_REPLY;

@@ -48,7 +48,7 @@ impl Datapath {
             .collect()
     }
 
-    /// Forgets the drops of a pod that goes: its number will be another's.
+    /// Forgets the drops of a pod that goes: nobody will ask for them, and others need the room.
     pub(super) fn forget_drops(&self, endpoint: u32) -> Result<(), Error> {
         let mut drops = locked(&self.drops);
         let keys: Vec<DropKey> = drops.keys().flatten().filter(|key| key.endpoint == endpoint).collect();

@@ -1,8 +1,9 @@
 //! Pods without a share of the established that still have rows there: since when.
 //!
 //! The programs of a pass note each such pod in `GONE` when they first meet a row of it, and remove its rows
-//! [`ORPHANED`] seconds later. Endpoint numbers are not given twice, so that nobody else's rows are met. Here is
-//! who leaves that map: a pod that gets a share (again), and one whose time is over and whose rows are gone.
+//! [`ORPHANED`] seconds later. Endpoint numbers are not given twice, so that nobody else's rows are met; a pod that
+//! has the addresses next begins its flows anew, with rows of its own. Here is who leaves that map: a pod that gets a
+//! share (again), and one whose time is over and whose rows are gone.
 //!
 //! [`ORPHANED`]: netd_bpf::flow::ORPHANED
 
@@ -52,6 +53,11 @@ impl Gone {
 
 #[cfg(all(test, not(netd_bpf_stub)))]
 impl Gone {
+    /// As an agent that starts.
+    pub(super) fn forget(&self) {
+        locked(&self.known).clear();
+    }
+
     /// As if so many seconds had passed.
     pub(super) fn age(&self, seconds: u32) {
         let mut map = locked(&self.map);

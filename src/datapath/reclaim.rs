@@ -45,7 +45,8 @@ pub struct Pass {
     pub established: Swept,
     /// The nursery: expired rows stay until they are evicted.
     pub nursery: Swept,
-    /// Established rows of pods that are gone, which stay for a while.
+    /// Established rows of pods that are gone, which stay for a while, and of nobody (owner 0: brought from another
+    /// schema), which stay for their lifetime.
     pub ownerless: u64,
     /// From the first row to the last, both tables.
     pub took: Duration,
@@ -150,6 +151,7 @@ impl Datapath {
         let mut reclaimer = locked(&self.reclaimer);
         (reclaimer.audit, reclaimer.stray) = (Audit::default(), BTreeSet::new());
         *locked(&self.counted) = Counted::default();
+        self.gone.forget();
     }
 
     /// As on a kernel without the iterator.
@@ -308,7 +310,9 @@ impl Datapath {
                         *books.met.entry(flow.owner).or_default() += 1;
                         if !shares.contains_key(&flow.owner) {
                             books.pass.ownerless += 1;
-                            orphans.push(*key);
+                            if flow.owner != 0 {
+                                orphans.push(*key);
+                            }
                         }
                     }
                 }
@@ -416,21 +420,59 @@ mod tests {
     use super::*;
     use crate::datapath::locked;
     use crate::datapath::tests::frames::{Segment, tcp};
-    use crate::datapath::tests::rig::{Rig, isolated};
+    use crate::datapath::tests::rig::{IFINDEX, Rig, isolated, pod};
     use crate::datapath::tests::verifier::{REFUSED, spoilt};
-    use netd_bpf::flow::lifetime;
+    use netd_bpf::flow::{ORPHANED, lifetime};
     use std::sync::Arc;
+
+    /// Ten connections of pod 1, of a row each.
+    fn connections(rig: &Rig) {
+        for port in 1000..1010 {
+            let (client, server) = (format!("10.0.0.1:{port}"), "10.1.0.7:80");
+            rig.pod_sends(&tcp(&client, server, Segment::Syn));
+            rig.pod_receives(&tcp(server, &client, Segment::SynAck));
+            rig.pod_sends(&tcp(&client, server, Segment::Ack));
+        }
+    }
+
+    #[test]
+    fn rows_of_nobody_are_counted_and_not_asked_about() {
+        isolated(|| {
+            let mut rig = Rig::fresh();
+            connections(&rig);
+            Arc::get_mut(&mut rig.datapath).unwrap().forgo_iterator();
+            let pass = || rig.datapath.reclaim(&|| false).unwrap().unwrap();
+            let of_a_pod = pass();
+            for mut row in rig.datapath.flows().unwrap() {
+                row.flow.owner = 0;
+                locked(&rig.datapath.established).insert(row.key, row.flow, 0).unwrap();
+            }
+            let of_nobody = pass();
+            assert_eq!((of_a_pod.established.alive, of_a_pod.ownerless), (10, 0));
+            assert_eq!((of_nobody.established.alive, of_nobody.ownerless), (10, 10));
+            assert_eq!(of_nobody.slices, of_a_pod.slices);
+        });
+    }
+
+    #[test]
+    fn a_test_knows_nothing_of_the_passes_of_the_one_before() {
+        isolated(|| {
+            let rig = Rig::fresh();
+            connections(&rig);
+            rig.datapath.remove_pod(&pod(IFINDEX, 1, "10.0.0.1", "fd00::1")).unwrap();
+            rig.datapath.reclaim(&|| false).unwrap();
+            rig.datapath.gone.age(2 * ORPHANED + 1);
+            rig.datapath.forget_passes();
+            rig.datapath.reclaim(&|| false).unwrap();
+            assert_eq!(rig.datapath.gone.endpoints(), [1], "whose time begins");
+        });
+    }
 
     #[test]
     fn a_pass_that_is_stopped_removes_nothing_more() {
         isolated(|| {
             let mut rig = Rig::fresh();
-            for port in 1000..1010 {
-                let (client, server) = (format!("10.0.0.1:{port}"), "10.1.0.7:80");
-                rig.pod_sends(&tcp(&client, server, Segment::Syn));
-                rig.pod_receives(&tcp(server, &client, Segment::SynAck));
-                rig.pod_sends(&tcp(&client, server, Segment::Ack));
-            }
+            connections(&rig);
             for mut row in rig.datapath.flows().unwrap() {
                 let idle = lifetime(&row.flow, row.key.proto, &Limits::DEFAULT) + GRACE + 1;
                 row.flow.last_seen = now().wrapping_sub(idle);

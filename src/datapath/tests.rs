@@ -51,6 +51,8 @@ mod schema1;
 #[cfg(not(netd_bpf_stub))]
 mod services;
 #[cfg(not(netd_bpf_stub))]
+mod successors;
+#[cfg(not(netd_bpf_stub))]
 pub(crate) mod verifier;
 
 #[cfg(netd_bpf_stub)]

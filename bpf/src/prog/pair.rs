@@ -177,14 +177,15 @@ fn far_client<'a>(packet: &'a Packet, choice: &Choice) -> &'a Addr {
 fn claim(packet: &Packet, choice: &Choice, scratch: &mut Scratch, high: bool, now: u32) -> bool {
     let Some((row, established)) = find(&scratch.other_key) else { return true };
     let port = if high { scratch.other_key.high_port } else { scratch.other_key.low_port };
-    if occupied(row, packet, (port, high), now) {
-        return false;
-    }
-    let owner = row.owner;
+    // What the same client port had with the same frontend is this flow, begun anew.
     let own = row.role == role::REPLY
         && row.client_port == packet.source_port
         && row.xlat_port == packet.destination_port
         && row.xlat_addr == packet.destination;
+    if occupied(row, packet, own, (port, high), now) {
+        return false;
+    }
+    let owner = row.owner;
     if row.role == role::REPLY && !own {
         forget_near(row, packet, choice, port, &mut scratch.key);
     }
@@ -194,10 +195,18 @@ fn claim(packet: &Packet, choice: &Choice, scratch: &mut Scratch, high: bool, no
     true
 }
 
-/// True if the row of the far leg, where the client has this port, is that of another flow that is alive.
+/// True if a flow has ended, so that another one may have the place of its rows. A connection of which one end is
+/// done may still carry a download: only its own SYN begins it anew.
 #[inline(always)]
-fn occupied(row: &Flow, packet: &Packet, (port, client_high): (u16, bool), now: u32) -> bool {
-    if expired(row, packet.proto, limits(), now) || packet.opens() && row.flags & flow_flag::CLOSING != 0 {
+pub(super) fn gives_way(row: &Flow, packet: &Packet, now: u32) -> bool {
+    expired(row, packet.proto, limits(), now) || packet.opens() && row.done()
+}
+
+/// True if the row of the far leg, where the client has this port, is that of another flow that is alive; `own`:
+/// it is this flow's.
+#[inline(always)]
+fn occupied(row: &Flow, packet: &Packet, own: bool, (port, client_high): (u16, bool), now: u32) -> bool {
+    if gives_way(row, packet, now) || own && packet.opens() && row.flags & flow_flag::CLOSING != 0 {
         return false;
     }
     if port != packet.source_port {
@@ -205,10 +214,7 @@ fn occupied(row: &Flow, packet: &Packet, (port, client_high): (u16, bool), now: 
         return true;
     }
     if row.role == role::REPLY {
-        // What the same client port had with the same frontend is this flow, begun anew.
-        return row.client_port != packet.source_port
-            || row.xlat_port != packet.destination_port
-            || row.xlat_addr != packet.destination;
+        return !own;
     }
     // A reply that came while the way back was evicted left a plain row, begun by the backend.
     row.role == role::DIRECT && (row.flags & flow_flag::INITIATOR_HIGH != 0) == client_high

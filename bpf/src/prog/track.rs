@@ -2,9 +2,9 @@
 
 use super::beside;
 use super::from_code;
-use super::maps::Work;
+use super::maps::{self, Work};
 use super::packet::{Packet, TCP, tcp_flag};
-use super::pair::{self, belong, image, initiator};
+use super::pair::{self, belong, gives_way, image, initiator};
 use super::report::Run;
 use super::rewrite::{self, End, Translation};
 use super::table::{self, find, limits, now};
@@ -91,10 +91,11 @@ fn known(ctx: &TcContext, run: &mut Run, packet: &Packet, to: &mut Translation) 
     let Some((mut flow, mut established)) = find(&key) else { return Known::New };
     let now = now();
     let mut forward = (flow.flags & flow_flag::INITIATOR_HIGH != 0) == from_high;
+    let inherited = is_inherited(run, flow, packet, forward);
     if flow.role == role::REPLY && forward && run.stage == stage::POD_EGRESS {
         // A packet through the Service has the frontend's address here, not yet the backend's: this one is
         // for the backend itself.
-        if over(flow, packet, now) {
+        if inherited || gives_way(flow, packet, now) {
             supersede(flow, packet, &key, forward, established);
             return Known::New;
         }
@@ -103,11 +104,11 @@ fn known(ctx: &TcContext, run: &mut Run, packet: &Packet, to: &mut Translation) 
         let Some(near) = find(&key) else { return Known::Aside };
         (flow, established) = near;
         forward = (flow.flags & flow_flag::INITIATOR_HIGH != 0) == from_high;
-        if over(flow, packet, now) {
+        if is_inherited(run, flow, packet, forward) || over(flow, packet, now) {
             supersede(flow, packet, &key, forward, established);
             return Known::Aside;
         }
-    } else if over(flow, packet, now) || lost(ctx, flow, packet, forward) {
+    } else if inherited || over(flow, packet, now) || lost(ctx, flow, packet, forward) {
         supersede(flow, packet, &key, forward, established);
         return Known::New;
     }
@@ -147,6 +148,18 @@ struct Way {
 #[inline(always)]
 fn over(flow: &Flow, packet: &Packet, now: u32) -> bool {
     expired(flow, packet.proto, limits(), now) || packet.opens() && flow.flags & flow_flag::CLOSING != 0
+}
+
+/// True if the packet's pod has the flow from one that is gone, whose address it has now: a pass would take the rows
+/// away in use. But TCP's other packets than a SYN, such as the RST for what is left of a connection, belong to it.
+#[inline(always)]
+fn is_inherited(run: &Run, flow: &Flow, packet: &Packet, forward: bool) -> bool {
+    flow.owner != run.endpoint
+        && flow.owner != 0
+        && forward
+        && run.stage == stage::POD_EGRESS
+        && (packet.proto != TCP || packet.opens())
+        && maps::SHARES.get_ptr(flow.owner).is_none()
 }
 
 /// True if the flow has lost its backend. An open connection stays with it to the end; only a new one may

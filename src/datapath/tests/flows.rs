@@ -211,6 +211,42 @@ fn a_closed_connection_gives_its_port_to_the_next() {
 }
 
 #[test]
+fn a_half_closed_connection_keeps_its_port() {
+    isolated(|| {
+        for (client, one, other, backend) in CLIENTS {
+            // Each through a Service, or straight to the backend.
+            for (held, new) in [(one, other), (one, backend), (backend, one)] {
+                for by_client in [true, false] {
+                    let rig = Rig::new();
+                    rig.service(ip(one), 80, TCP, &[(ip(backend), 8080)]);
+                    rig.service(ip(other), 80, TCP, &[(ip(backend), 8080)]);
+                    connect(&rig, client, held, backend);
+                    sends(&rig, by_client, [client, held, backend], Segment::Fin);
+                    let before = rows(&rig);
+                    let sent = rig.pod_sends(&tcp(client, new, Segment::Syn));
+                    let from = source(&sent);
+                    assert_eq!(destination(&sent), backend);
+                    assert_ne!(from, client, "{held} has that port towards the backend");
+                    assert_eq!(rows(&rig), (before.0, 2), "{held} keeps its rows");
+                    // What is left of it goes on, beside the other.
+                    let back = rig.pod_receives(&tcp(backend, client, Segment::Ack));
+                    assert_eq!((source(&back), destination(&back)), (held.to_owned(), client.to_owned()));
+                    let again = rig.pod_sends(&tcp(client, held, Segment::Ack));
+                    assert_eq!(
+                        (source(&again), destination(&again)),
+                        (client.to_owned(), backend.to_owned())
+                    );
+                    let back = rig.pod_receives(&tcp(backend, &from, Segment::SynAck));
+                    assert_eq!((source(&back), destination(&back)), (new.to_owned(), client.to_owned()));
+                    // Its own SYN begins it anew, with its port.
+                    assert_eq!(source(&rig.pod_sends(&tcp(client, held, Segment::Syn))), client);
+                }
+            }
+        }
+    });
+}
+
+#[test]
 fn udp_that_lost_its_backend_leaves_no_row_behind() {
     isolated(|| {
         for (client, vip, _, backend) in CLIENTS {

@@ -147,7 +147,7 @@ fn what_the_stack_sends_a_pod_in_reverse_arrives_whole() {
         on_one_cpu();
         let host = wire("host0");
         for (client, vip, backend) in WAYS {
-            let rig = Rig::new();
+            let rig = Rig::fresh();
             rig.datapath.upsert_pod(&pod(host, 1, "10.0.0.1", "fd00::1")).unwrap();
             rig.datapath.attach_pod("host0").unwrap();
             rig.service(ip(vip), 80, UDP, &[(ip(backend), 8080)]);
@@ -174,7 +174,7 @@ fn no_fragment_is_lost_or_doubled_when_two_cpus_race() {
         const BATCHES: u32 = 40;
         const ROUNDS: u32 = 500;
         let host = wire("host0");
-        let rig = Rig::new();
+        let rig = Rig::fresh();
         rig.datapath.upsert_pod(&pod(host, 1, "10.0.0.1", "fd00::1")).unwrap();
         rig.datapath.attach_pod("host0").unwrap();
         let pod = Tap::open("far-host0");

@@ -3,7 +3,8 @@
 //!
 //! What is handed on has been wiped: every map of its programs, pinned or not, is as it was made, by the kernel's own
 //! list of them. A datapath is thrown away instead if its test failed, if somebody still holds it, or if its folder
-//! is not as it was, as after attaching or when another was opened there.
+//! is not as it was, as when another was opened there. Filters on an interface leave nothing in it: a test that
+//! attaches takes a datapath of its own ([`super::rig::Rig::fresh`]).
 
 use super::rig::Folder;
 use crate::datapath::{Datapath, OpenReport, locked};
