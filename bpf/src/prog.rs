@@ -96,7 +96,6 @@ fn run(ctx: &TcContext, stage: u8, step: impl FnOnce(&TcContext, &mut Work) -> O
         work = nested;
     }
     work.run.start(ctx, stage, explain);
-    work.packet.clear();
     let delivery = match step(ctx, work) {
         Ok(delivery) => delivery,
         Err(reason) => {
@@ -113,7 +112,10 @@ fn run(ctx: &TcContext, stage: u8, step: impl FnOnce(&TcContext, &mut Work) -> O
 #[inline(always)]
 fn from_pod(ctx: &TcContext, work: &mut Work) -> Outcome {
     let Work { run, packet, .. } = work;
-    let Some(pod) = pods::by_ifindex(run, run.ifindex) else { return Err(reason::UNKNOWN_INTERFACE) };
+    let Some(pod) = pods::by_ifindex(run, run.ifindex) else {
+        packet.clear();
+        return Err(reason::UNKNOWN_INTERFACE);
+    };
     run.endpoint = pod.endpoint;
     match packet.parse(ctx) {
         Parsed::Ip => {}

@@ -17,7 +17,7 @@ const PLAIN_IPV4: u8 = 0x45;
 /// Fragment offset and the more-fragments bit, as they stand in the header's second word.
 const FRAGMENT_BITS: u32 = 0x0000_3fff_u32.to_be();
 
-/// Reads a plain packet's headers; false if it is none, and then nothing has been read.
+/// Reads a plain packet's headers; false if it is none, and then the view is of no use.
 #[inline(always)]
 pub(super) fn read(ctx: &TcContext, packet: &mut Packet) -> bool {
     match ethertype(ctx) {
@@ -58,6 +58,7 @@ fn ipv4(ctx: &TcContext, packet: &mut Packet) -> bool {
             packet.checksum = word(start, l4 + TCP_SUM);
         }
     } else if proto == UDP {
+        packet.tcp_flags = 0;
         // SAFETY: compared above.
         packet.checksum = unsafe { word(start, l4 + UDP_SUM) };
     } else {
@@ -70,11 +71,7 @@ fn ipv4(ctx: &TcContext, packet: &mut Packet) -> bool {
         packet.source_port = word(start, l4);
         packet.destination_port = word(start, l4 + 2);
     }
-    packet.ttl = ttl;
-    packet.proto = proto;
-    packet.l4 = l4 as u32;
-    packet.has_ports = true;
-    packet.plain = true;
+    packet.now_plain(false, proto, ttl, l4);
     true
 }
 
@@ -107,6 +104,7 @@ fn ipv6(ctx: &TcContext, packet: &mut Packet) -> bool {
             packet.checksum = word(start, l4 + TCP_SUM);
         }
     } else if proto == UDP {
+        packet.tcp_flags = 0;
         // SAFETY: compared above.
         packet.checksum = unsafe { word(start, l4 + UDP_SUM) };
     } else {
@@ -119,12 +117,7 @@ fn ipv6(ctx: &TcContext, packet: &mut Packet) -> bool {
         packet.source_port = word(start, l4);
         packet.destination_port = word(start, l4 + 2);
     }
-    packet.v6 = true;
-    packet.ttl = ttl;
-    packet.proto = proto;
-    packet.l4 = l4 as u32;
-    packet.has_ports = true;
-    packet.plain = true;
+    packet.now_plain(true, proto, ttl, l4);
     true
 }
 

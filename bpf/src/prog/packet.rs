@@ -101,11 +101,12 @@ impl Packet {
         *self = Self::default();
     }
 
-    /// Reads the headers; on anything but [`Parsed::Ip`] the view is of no use.
+    /// Reads the headers, whatever the view was of before; on anything but [`Parsed::Ip`] it is of no use.
     #[inline(never)]
     pub(super) fn parse(&mut self, ctx: &TcContext) -> Parsed {
         // SAFETY: the context is valid for the whole run.
         if unsafe { (*ctx.skb.skb).vlan_present } != 0 {
+            self.clear();
             return Parsed::Other;
         }
         if headers::read(ctx, self) {
@@ -113,6 +114,7 @@ impl Packet {
             self.original_destination_port = self.destination_port;
             return Parsed::Ip;
         }
+        self.clear();
         let read = match ethertype(ctx) {
             ETHERTYPE_IPV4 => self.ipv4(ctx, ETH_LEN),
             ETHERTYPE_IPV6 => self.ipv6(ctx, ETH_LEN),
@@ -125,6 +127,21 @@ impl Packet {
         self.original_destination = self.destination;
         self.original_destination_port = self.destination_port;
         Parsed::Ip
+    }
+
+    /// What a plain packet is, besides its addresses, ports and checksum. All else that is asked of one: to clear the
+    /// whole view would cost each packet more than to read it.
+    #[inline(always)]
+    pub(super) fn now_plain(&mut self, v6: bool, proto: u8, ttl: u8, l4: usize) {
+        self.v6 = v6;
+        self.proto = proto;
+        self.ttl = ttl;
+        self.l4 = l4 as u32;
+        self.icmp_type = 0;
+        self.first_fragment = false;
+        self.later_fragment = false;
+        self.has_ports = true;
+        self.plain = true;
     }
 
     /// Reads the packet that the ICMP error `error` quotes: of its transport header only the ports, which is

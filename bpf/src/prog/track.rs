@@ -35,19 +35,18 @@ pub(super) fn from_pod(ctx: &TcContext, work: &mut Work) -> Result<(), u8> {
         return icmp::translate(ctx, work);
     }
     let Work { run, packet, to, choice, .. } = work;
-    choice.clear();
-    let recorded = match known(ctx, run, packet, to) {
+    let known = known(ctx, run, packet, to);
+    match known {
         Known::Direct => return Ok(()),
         Known::Translated => return rewrite::translate(ctx, packet, to),
-        Known::Aside => {
-            choice.addr = packet.destination;
-            choice.port = packet.destination_port;
-            choice.aside = true;
-            true
-        }
-        Known::Unanswered => true,
-        Known::New => false,
-    };
+        Known::Aside | Known::Unanswered | Known::New => choice.clear(),
+    }
+    if let Known::Aside = known {
+        choice.addr = packet.destination;
+        choice.port = packet.destination_port;
+        choice.aside = true;
+    }
+    let recorded = !matches!(known, Known::New);
     if !choice.aside {
         from_code(balance::choose(ctx, run, packet, choice))?;
         if choice.service == 0 {
