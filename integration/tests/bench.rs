@@ -42,7 +42,18 @@ fn a_quick_bench_has_all_rows() -> Result<()> {
             &["node <-> node", "plain routing, pod <-> pod", "netd, pod <-> pod", "netd, node <-> node"],
             &loads,
         ),
-        ("program", &["netd pod_egress"], &["established, hot", "reply, hot", "new connection, hot"]),
+        (
+            "program",
+            &["netd pod_egress"],
+            &[
+                "established, hot, in a loop",
+                "reply, hot, in a loop",
+                "new connection, hot, in a loop",
+                "established, hot, single",
+                "reply, hot, single",
+                "new connection, hot, single",
+            ],
+        ),
         (
             "agent",
             &["netd, 2"],

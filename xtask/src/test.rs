@@ -42,7 +42,7 @@ pub(crate) fn run(full: bool, args: &[String]) -> Result<()> {
         } else {
             steps.take("static binary", crate::dist::build_for_tests)?
         };
-        steps.take("kernels", || vm::test(&vm::Options::all(binary)))?
+        steps.take("kernels", || vm::test(&vm::Options::all(binary, full)))?
     } else {
         Vec::new()
     };
@@ -73,7 +73,7 @@ pub(crate) fn run(full: bool, args: &[String]) -> Result<()> {
     }
     if !full {
         out::line(
-            "  skip  the distribution binary and the whole flood (100 000 connections, 2 million new flows): `cargo xtask test \
+            "  skip  the longest tests on each kernel, the distribution binary and the whole flood (100 000 connections, 2 million new flows): `cargo xtask test \
              --full` has them",
         );
     }

@@ -53,6 +53,9 @@ pub(crate) struct Options {
     /// Get Debian's newest kernels, also where some were unpacked before.
     #[arg(long)]
     fetch: bool,
+    /// Also the tests that take minutes under emulation.
+    #[arg(long, conflicts_with = "arguments")]
+    full: bool,
     /// Passed on to the test programs instead of their own choice of tests, such as a test's name.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<String>,
@@ -60,8 +63,8 @@ pub(crate) struct Options {
 
 impl Options {
     /// All kernels, with another netd than the debug build.
-    pub(crate) fn all(binary: PathBuf) -> Self {
-        Self { binary: Some(binary), ..Self::default() }
+    pub(crate) fn all(binary: PathBuf, full: bool) -> Self {
+        Self { binary: Some(binary), full, ..Self::default() }
     }
 
     /// What a suite's test program is told: which tests.
@@ -69,7 +72,8 @@ impl Options {
         if self.chosen() {
             return self.arguments.iter().map(String::as_str).collect();
         }
-        suite.tests.to_vec()
+        let long: &[&str] = if self.full { &[] } else { suite.long };
+        suite.tests.iter().copied().chain(long.iter().flat_map(|name| ["--skip", *name])).collect()
     }
 
     /// Whether which tests run is not left to the suites.
@@ -385,7 +389,11 @@ mod tests {
     #[test]
     fn a_suite_is_told_its_own_choice_unless_somebody_else_chose() {
         for suite in &SUITES {
-            assert_eq!(Options::default().told(suite), suite.tests);
+            assert_eq!(Options { full: true, ..Options::default() }.told(suite), suite.tests);
+            let ours = Options::default();
+            let told = ours.told(suite);
+            assert_eq!(told.len(), suite.tests.len() + 2 * suite.long.len());
+            assert!(suite.long.iter().all(|name| told.contains(name)));
             let chosen = Options { arguments: vec!["a_test".into()], ..Options::default() };
             assert_eq!(chosen.told(suite), ["a_test"]);
         }

@@ -33,6 +33,9 @@ pub(super) struct Suite {
     pub(super) file: &'static str,
     /// The harness's arguments: which tests.
     pub(super) tests: &'static [&'static str],
+    /// Those among them that take minutes under emulation, for what the others meet as well: by their numbers of
+    /// packets or steps, not by what they ask of a kernel.
+    pub(super) long: &'static [&'static str],
 }
 
 /// All suites.
@@ -52,9 +55,24 @@ pub(super) const SUITES: [Suite; 2] = [
             "--skip",
             "hundred_pods_at_once",
         ],
+        long: &[
+            "a_client_without_a_free_port_is_refused_by_name",
+            "a_growth_cut_off_after_any_step",
+            "a_move_may_be_cut_off_after_any_step",
+            "a_pass_in_slices_meets_every_row_once",
+            "no_fragment_is_lost_or_doubled_when_two_cpus_race",
+            "pods_that_come_and_go_with_open_connections",
+            "ports_of_flows_that_are_over_are_free",
+        ],
     },
     // The binary: every program loaded, attached, passed by packets, and taken over by the next agent.
-    Suite { name: "agent", target: ["netd-integration", "test", "kernel"], file: "tests-kernel", tests: &[] },
+    Suite {
+        name: "agent",
+        target: ["netd-integration", "test", "kernel"],
+        file: "tests-kernel",
+        tests: &[],
+        long: &[],
+    },
 ];
 
 /// The kernel's modules that the suites need, each for what.
