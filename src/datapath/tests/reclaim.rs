@@ -248,7 +248,7 @@ fn what_a_pod_leaves_behind_goes_before_its_lifetime_is_over() {
                 assert_eq!(counts(&pass(&rig)), (202, 0, 201, 202), "it may come back");
             }
             assert_eq!(rig.datapath.gone.endpoints(), [1]);
-            rig.datapath.gone.age(ORPHANED);
+            rig.datapath.gone.age(ORPHANED / 2);
             assert_eq!(counts(&pass(&rig)), (202, 0, 201, 202));
 
             // It comes back, and later goes for good: the time begins anew.
