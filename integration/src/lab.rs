@@ -18,7 +18,7 @@ mod turns;
 mod wire;
 
 pub use netns::Namespace;
-pub use objects::{Pinned, pinned};
+pub use objects::{Pinned, bpftool, pinned};
 pub use offload::allow_big_tcp;
 pub use process::{Process, tail};
 pub use reaper::{helper, reap};

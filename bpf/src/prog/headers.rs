@@ -48,31 +48,13 @@ fn ipv4(ctx: &TcContext, packet: &mut Packet) -> bool {
     if first != PLAIN_IPV4 || second & FRAGMENT_BITS != 0 {
         return false;
     }
-    if proto == TCP {
-        if start + l4 + TCP_LEN > end {
-            return false;
-        }
-        // SAFETY: compared above.
-        unsafe {
-            packet.tcp_flags = word(start, l4 + 13);
-            packet.checksum = word(start, l4 + TCP_SUM);
-        }
-    } else if proto == UDP {
-        packet.tcp_flags = 0;
-        // SAFETY: compared above.
-        packet.checksum = unsafe { word(start, l4 + UDP_SUM) };
-    } else {
-        return false;
-    }
     // SAFETY: compared above.
     unsafe {
         packet.source = Addr::from_v4_word(word(start, L2 + 12));
         packet.destination = Addr::from_v4_word(word(start, L2 + 16));
-        packet.source_port = word(start, l4);
-        packet.destination_port = word(start, l4 + 2);
     }
     packet.now_plain(false, proto, ttl, l4);
-    true
+    transport(start + l4, end, packet)
 }
 
 #[inline(always)]
@@ -94,30 +76,36 @@ fn ipv6(ctx: &TcContext, packet: &mut Packet) -> bool {
     if source.is_v4() || destination.is_v4() {
         return false;
     }
-    if proto == TCP {
-        if start + l4 + TCP_LEN > end {
-            return false;
-        }
-        // SAFETY: compared above.
-        unsafe {
-            packet.tcp_flags = word(start, l4 + 13);
-            packet.checksum = word(start, l4 + TCP_SUM);
-        }
-    } else if proto == UDP {
-        packet.tcp_flags = 0;
-        // SAFETY: compared above.
-        packet.checksum = unsafe { word(start, l4 + UDP_SUM) };
-    } else {
-        return false;
-    }
     packet.source = source;
     packet.destination = destination;
-    // SAFETY: compared above.
-    unsafe {
-        packet.source_port = word(start, l4);
-        packet.destination_port = word(start, l4 + 2);
-    }
     packet.now_plain(true, proto, ttl, l4);
+    transport(start + l4, end, packet)
+}
+
+/// Reads the transport header at `l4`, of which the shortest is known to be within the buffer; false if it is none of
+/// ours or cut short.
+#[inline(always)]
+fn transport(l4: usize, end: usize, packet: &mut Packet) -> bool {
+    match packet.proto {
+        TCP if l4 + TCP_LEN <= end => {
+            // SAFETY: compared above.
+            unsafe {
+                packet.tcp_flags = word(l4, 13);
+                packet.checksum = word(l4, TCP_SUM);
+            }
+        }
+        UDP => {
+            packet.tcp_flags = 0;
+            // SAFETY: compared by the caller.
+            packet.checksum = unsafe { word(l4, UDP_SUM) };
+        }
+        _ => return false,
+    }
+    // SAFETY: as above.
+    unsafe {
+        packet.source_port = word(l4, 0);
+        packet.destination_port = word(l4, 2);
+    }
     true
 }
 

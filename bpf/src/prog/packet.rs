@@ -105,16 +105,16 @@ impl Packet {
     #[inline(never)]
     pub(super) fn parse(&mut self, ctx: &TcContext) -> Parsed {
         // SAFETY: the context is valid for the whole run.
-        if unsafe { (*ctx.skb.skb).vlan_present } != 0 {
-            self.clear();
-            return Parsed::Other;
-        }
-        if headers::read(ctx, self) {
+        let tagged = unsafe { (*ctx.skb.skb).vlan_present } != 0;
+        if !tagged && headers::read(ctx, self) {
             self.original_destination = self.destination;
             self.original_destination_port = self.destination_port;
             return Parsed::Ip;
         }
         self.clear();
+        if tagged {
+            return Parsed::Other;
+        }
         let read = match ethertype(ctx) {
             ETHERTYPE_IPV4 => self.ipv4(ctx, ETH_LEN),
             ETHERTYPE_IPV6 => self.ipv6(ctx, ETH_LEN),

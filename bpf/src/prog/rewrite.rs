@@ -49,6 +49,14 @@ impl Translation {
     }
 }
 
+/// What the checksums change by.
+#[derive(Clone, Copy)]
+struct Change {
+    addresses: Difference,
+    /// None if the ports stay.
+    ports: Option<Difference>,
+}
+
 /// Translates both ends of the packet; the view follows.
 #[inline(always)]
 pub(super) fn translate(ctx: &TcContext, packet: &mut Packet, to: &Translation) -> Result<(), u8> {
@@ -68,7 +76,7 @@ pub(super) fn follow(ctx: &TcContext, packet: &mut Packet, first: &Datagram) -> 
     packet.destination = first.destination;
     packet.source_port = first.new_ports[0];
     packet.destination_port = first.new_ports[1];
-    write(ctx, packet, addresses, None).map_err(|()| reason::REWRITE_FAILED)
+    write(ctx, packet, Change { addresses, ports: None }).map_err(|()| reason::REWRITE_FAILED)
 }
 
 /// Gives [`super::to_code`].
@@ -83,16 +91,16 @@ fn both_ends(ctx: &TcContext, packet: &mut Packet, to: &Translation) -> u8 {
     let ports = Difference::none()
         .half(packet.source_port, source_port)
         .half(packet.destination_port, destination_port);
-    let same_ports = packet.source_port == source_port && packet.destination_port == destination_port;
-    if transport(ctx, packet, addresses, ports, same_ports).is_err() {
+    let same = packet.source_port == source_port && packet.destination_port == destination_port;
+    let change = Change { addresses, ports: if same { None } else { Some(ports) } };
+    if transport(ctx, packet, change).is_err() {
         return reason::REWRITE_FAILED;
     }
     packet.source = *source;
     packet.destination = *destination;
     packet.source_port = source_port;
     packet.destination_port = destination_port;
-    let ports = if same_ports { None } else { Some(ports) };
-    if write(ctx, packet, addresses, ports).is_err() { reason::REWRITE_FAILED } else { 0 }
+    if write(ctx, packet, change).is_err() { reason::REWRITE_FAILED } else { 0 }
 }
 
 /// Gives a packet without ports other addresses; the view follows. Gives what changed, for a checksum in its
@@ -111,29 +119,27 @@ pub(super) fn addresses(
     );
     packet.source = *source;
     packet.destination = *destination;
-    write(ctx, packet, difference, None).map(|()| difference)
+    write(ctx, packet, Change { addresses: difference, ports: None }).map(|()| difference)
 }
 
 /// The transport checksum, as far as it covers the addresses. A packet whose sum the device will finish
 /// (`CHECKSUM_PARTIAL`) has those in it already, but not yet the ports: so they are told apart.
 #[inline(always)]
-fn transport(
-    ctx: &TcContext,
-    packet: &Packet,
-    addresses: Difference,
-    ports: Difference,
-    same_ports: bool,
-) -> Result<(), ()> {
+fn transport(ctx: &TcContext, packet: &Packet, change: Change) -> Result<(), ()> {
     let Some((checksum, mangled)) = checksum(packet) else {
         // SCTP's checksum covers its ports and no address (RFC 9260 §6.8): only addresses can change.
-        return if same_ports { Ok(()) } else { Err(()) };
+        return if change.ports.is_none() { Ok(()) } else { Err(()) };
     };
     // Without a checksum nothing in the datagram makes up for other ports, and the helper does nothing.
-    if packet.proto == UDP && !same_ports && no_sum(ctx, packet) {
+    if let Some(ports) = change.ports
+        && packet.proto == UDP
+        && no_sum(ctx, packet)
+    {
         sum_changed(ctx, ports);
         return Ok(());
     }
-    ctx.l4_csum_replace(checksum, 0, addresses.folded(), u64::from(BPF_F_PSEUDO_HDR) | mangled).map_err(drop)
+    let flags = u64::from(BPF_F_PSEUDO_HDR) | mangled;
+    ctx.l4_csum_replace(checksum, 0, change.addresses.folded(), flags).map_err(drop)
 }
 
 /// Where the transport checksum is, if it covers addresses, and how the kernel is to be told of one that may be none.
@@ -158,80 +164,62 @@ fn no_sum(ctx: &TcContext, packet: &Packet) -> bool {
 /// Writes addresses and ports as the view has them; the transport checksum covers the addresses already, and follows
 /// the ports by what these change, if they do.
 #[inline(always)]
-fn write(
-    ctx: &TcContext,
-    packet: &Packet,
-    addresses: Difference,
-    ports: Option<Difference>,
-) -> Result<(), ()> {
+fn write(ctx: &TcContext, packet: &Packet, change: Change) -> Result<(), ()> {
     let Some(start) = writable(ctx, packet.v6) else { return Err(()) };
-    let mut left = ports;
-    // SAFETY: `writable` compared the end of the headers with that of the buffer; `plain_ports` does for its own.
-    unsafe {
+    // SAFETY: `writable` compared the end of the headers with that of the buffer.
+    let ports_too = unsafe {
         if packet.v6 {
             put_address(start, L2 + 8, &packet.source);
             put_address(start, L2 + 24, &packet.destination);
-            if let Some(ports) = ports
-                && plain_ports(ctx, start + L2 + IPV6_LEN, packet, addresses, ports)
-            {
-                left = None;
-            }
+            plain_ports(ctx, start + L2 + IPV6_LEN, packet, change)
         } else {
             put(start, L2 + 12, packet.source.v4_word());
             put(start, L2 + 16, packet.destination.v4_word());
             let field: u16 = get(start, L2 + 10);
-            put(start, L2 + 10, addresses.apply(field));
-            if let Some(ports) = ports
-                && plain_ports(ctx, start + L2 + IPV4_LEN, packet, addresses, ports)
-            {
-                left = None;
-            }
+            put(start, L2 + 10, change.addresses.apply(field));
+            plain_ports(ctx, start + L2 + IPV4_LEN, packet, change)
         }
-    }
+    };
     if packet.v6 {
-        sum_changed(ctx, addresses);
+        sum_changed(ctx, change.addresses);
     }
-    let Some(ports) = left else { return Ok(()) };
-    if let Some((checksum, mangled)) = checksum(packet)
-        && !(packet.proto == UDP && no_sum(ctx, packet))
-    {
+    let Some(ports) = change.ports.filter(|_| !ports_too) else { return Ok(()) };
+    if let Some((checksum, mangled)) = checksum(packet) {
         ctx.l4_csum_replace(checksum, 0, ports.folded(), mangled).map_err(drop)?;
     }
     ctx.store(packet.l4 as usize, &[packet.source_port, packet.destination_port], 0).map_err(drop)
 }
 
-/// Writes the ports of a plain packet, whose transport header is at `l4`, and its checksum, which covers the new
-/// addresses already; false if nothing was written.
+/// Writes the ports of a plain packet, whose transport header is at `l4`, if they change, and its checksum, which
+/// covers the new addresses already; false if nothing was written.
 ///
 /// A call of the kernel's helper for the ports costs as much as all the rest. It would do nothing where a
 /// device is to finish the sum. Whether one is, shows in what the helper did for the addresses: it subtracts from a
-/// checksum, and adds to a sum that is not finished. The two differ unless addresses change the sum by nothing.
+/// checksum, and adds to a sum that is not finished. The two differ unless addresses change the sum by nothing. A
+/// checksum that is none (zero, of UDP) it leaves as it is, which is no subtraction either.
 #[inline(always)]
-fn plain_ports(
-    ctx: &TcContext,
-    l4: usize,
-    packet: &Packet,
-    addresses: Difference,
-    ports: Difference,
-) -> bool {
-    if !packet.plain || addresses.is_nothing() {
+fn plain_ports(ctx: &TcContext, l4: usize, packet: &Packet, change: Change) -> bool {
+    let Some(ports) = change.ports else { return false };
+    if !packet.plain || change.addresses.is_nothing() {
         return false;
     }
+    let subtracted = change.addresses.apply(packet.checksum);
     // By itself for each: the verifier knows no offset that is one of two.
     match packet.proto {
-        TCP => transport_at::<20, TCP_SUM>(ctx, l4, packet, addresses, ports),
-        _ => transport_at::<8, UDP_SUM>(ctx, l4, packet, addresses, ports),
+        TCP => ports_at::<20, TCP_SUM>(ctx, l4, packet, ports, subtracted),
+        _ => ports_at::<8, UDP_SUM>(ctx, l4, packet, ports, subtracted),
     }
 }
 
-/// [`plain_ports`] of a header of `LENGTH` bytes that has its checksum at `SUM`.
+/// [`plain_ports`] of a header of `LENGTH` bytes that has its checksum at `SUM`, which is `subtracted` if it is
+/// finished.
 #[inline(always)]
-fn transport_at<const LENGTH: usize, const SUM: usize>(
+fn ports_at<const LENGTH: usize, const SUM: usize>(
     ctx: &TcContext,
     l4: usize,
     packet: &Packet,
-    addresses: Difference,
     ports: Difference,
+    subtracted: u16,
 ) -> bool {
     if l4 + LENGTH > ctx.data_end() {
         return false;
@@ -241,9 +229,7 @@ fn transport_at<const LENGTH: usize, const SUM: usize>(
         put(l4, 0, packet.source_port);
         put(l4, 2, packet.destination_port);
         let sum: u16 = get(l4, SUM);
-        let finished = same_sum(sum, addresses.apply(packet.checksum));
-        let none = packet.proto == UDP && packet.checksum == 0;
-        if finished && !none {
+        if same_sum(sum, subtracted) {
             let sum = ports.apply(sum);
             // Zero would say that there is no checksum; in one's complement both are zero.
             put(l4, SUM, if packet.proto == UDP && sum == 0 { 0xffff } else { sum });

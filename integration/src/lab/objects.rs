@@ -78,7 +78,11 @@ pub fn pinned(folder: &Path) -> Result<Vec<Pinned>> {
     Ok(found)
 }
 
-fn bpftool<S: AsRef<OsStr>>(words: &[S]) -> Result<Value> {
+/// `bpftool -j WORDS`: what it says.
+///
+/// # Errors
+/// It is missing or fails.
+pub fn bpftool<S: AsRef<OsStr>>(words: &[S]) -> Result<Value> {
     let output = Command::new("bpftool").arg("-j").args(words).output().context("executing bpftool")?;
     let text = String::from_utf8_lossy(&output.stdout);
     if !output.status.success() {

@@ -12,7 +12,7 @@ use crate::datapath;
 use crate::model::endpoints::{self, EndpointIndex, Scope, View};
 use crate::model::{self, Family, Model, ObjectName, TrafficPolicy};
 use crate::reconcile::services::ServiceStatus;
-use crate::service::plan::{Desired, DesiredFrontend, DesiredService, Untranslatable};
+use crate::service::plan::{Conflict, Desired, DesiredFrontend, DesiredService, Untranslatable};
 use crate::service::tables::{self, Kernel};
 use crate::service::view::{BackendView, FrontendView, Index, Standing};
 use crate::store::Snapshot;
@@ -60,38 +60,25 @@ impl Moment {
         &self.snapshot.model
     }
 
-    /// What a Service lacks.
-    fn refusal(&self, service: &model::Service, node: &str) -> Option<Refused> {
-        let mut refusals = self.status.refused.iter().chain(&self.status.waiting);
-        if let Some(refusal) = refusals.find(|refusal| refusal.service == service.name) {
-            return Some(lacking(refusal));
-        }
-        let left_out = self.desired.untranslatable.iter().find(|one| one.port.service == service.name)?;
-        untranslatable(left_out, service, &self.desired, self.model(), node)
-    }
-
     /// State of a Service, and why.
     fn state(
         &self,
         service: &model::Service,
         desired: Option<&DesiredService>,
         views: &[FrontendView],
+        lacks: &Lacks<'_>,
     ) -> (ServiceState, Option<String>) {
         let name = &service.name;
-        if let Some(conflict) = self.desired.conflicts.iter().find(|conflict| conflict.service == *name) {
+        if let Some(conflict) = lacks.conflicts.get(name) {
             return (ServiceState::Conflict, Some(conflict.to_string()));
         }
         let Some(desired) = desired else {
             return (ServiceState::NotServed, Some(why_not_served(service).to_owned()));
         };
-        if let Some(refusal) = self.status.refused.iter().find(|refusal| refusal.service == *name) {
-            return (ServiceState::Refused, Some(refusal.to_string()));
+        if let Some((how, refusal)) = lacks.room.get(name) {
+            return (*how, Some(refusal.to_string()));
         }
-        if let Some(refusal) = self.status.waiting.iter().find(|refusal| refusal.service == *name) {
-            return (ServiceState::Waiting, Some(refusal.to_string()));
-        }
-        let left_out = self.desired.untranslatable.iter().find(|one| one.port.service == *name);
-        if let Some(left_out) = left_out {
+        if let Some(left_out) = lacks.port.get(name) {
             return (ServiceState::Refused, Some(left_out.to_string()));
         }
         let differences: Vec<&str> =
@@ -121,6 +108,45 @@ fn kernel(datapath: &datapath::Datapath) -> Result<Kernel, datapath::Error> {
     })
 }
 
+/// What Services lack, by name: of several of a kind the first.
+struct Lacks<'m> {
+    conflicts: HashMap<&'m ObjectName, &'m Conflict>,
+    /// Refused or waiting.
+    room: HashMap<&'m ObjectName, (ServiceState, &'m tables::Refusal)>,
+    port: HashMap<&'m ObjectName, &'m Untranslatable>,
+    /// Of the model, if a Service lacks a port.
+    endpoints: Option<EndpointIndex<'m>>,
+}
+
+impl<'m> Lacks<'m> {
+    fn of(moment: &'m Moment) -> Self {
+        let Moment { desired: Desired { conflicts, untranslatable, .. }, status, .. } = moment;
+        let refused = status.refused.iter().map(|refusal| (ServiceState::Refused, refusal));
+        let waiting = status.waiting.iter().map(|refusal| (ServiceState::Waiting, refusal));
+        let index = (!untranslatable.is_empty()).then(|| EndpointIndex::build(moment.model()));
+        Self {
+            conflicts: conflicts.iter().rev().map(|one| (&one.service, one)).collect(),
+            room: refused.chain(waiting).rev().map(|(how, one)| (&one.service, (how, one))).collect(),
+            port: untranslatable.iter().rev().map(|one| (&one.port.service, one)).collect(),
+            endpoints: index,
+        }
+    }
+
+    /// What a Service lacks.
+    fn refusal(
+        &self,
+        service: &model::Service,
+        desired: Option<&DesiredService>,
+        node: &str,
+    ) -> Option<Refused> {
+        if let Some((_, refusal)) = self.room.get(&service.name) {
+            return Some(lacking(refusal));
+        }
+        let (left_out, index) = (self.port.get(&service.name)?, self.endpoints.as_ref()?);
+        untranslatable(left_out, service, desired?, index, node)
+    }
+}
+
 fn lacking(refusal: &tables::Refusal) -> Refused {
     let tables::List { address, protocol: proto, endpoints, in_force } = refusal.list;
     Refused {
@@ -135,21 +161,20 @@ fn lacking(refusal: &tables::Refusal) -> Refused {
 fn untranslatable(
     left_out: &Untranslatable,
     service: &model::Service,
-    desired: &Desired,
-    model: &Model,
+    desired: &DesiredService,
+    index: &EndpointIndex<'_>,
     node: &str,
 ) -> Option<Refused> {
     let v4 = left_out.endpoint.is_ipv4();
-    let frontend =
-        desired.services.iter().find(|one| one.name == service.name)?.frontends.iter().find(|f| {
-            (f.port, f.protocol) == (left_out.port.port, left_out.port.protocol)
-                && IpAddr::from(f.key.addr).is_ipv4() == v4
-        })?;
+    let frontend = desired.frontends.iter().find(|f| {
+        (f.port, f.protocol) == (left_out.port.port, left_out.port.protocol)
+            && IpAddr::from(f.key.addr).is_ipv4() == v4
+    })?;
     let port_of =
         service.ports.iter().find(|port| (port.port, port.protocol) == (frontend.port, frontend.protocol))?;
     let family = if v4 { Family::V4 } else { Family::V6 };
     let view = View { node, scope: Scope::Internal };
-    let chosen = endpoints::select(&EndpointIndex::build(model), service, port_of, family, view);
+    let chosen = endpoints::select(index, service, port_of, family, view);
     let chosen: HashSet<SocketAddr> =
         chosen.into_iter().map(|one| SocketAddr::new(one.address, one.port)).collect();
     Some(Refused {
@@ -181,6 +206,7 @@ fn port(key: &FrontendKey) -> Port {
 /// The kernel cannot be read.
 pub(in crate::agent) fn list(state: &State) -> Result<Services, Refusal> {
     let moment = Moment::read(state)?;
+    let lacks = Lacks::of(&moment);
     let wanted: HashMap<&ObjectName, &DesiredService> =
         moment.desired.services.iter().map(|service| (&service.name, service)).collect();
     let mut known: HashSet<FrontendKey> = HashSet::new();
@@ -190,7 +216,7 @@ pub(in crate::agent) fn list(state: &State) -> Result<Services, Refusal> {
         let frontends: &[DesiredFrontend] = desired.map_or(&[], |desired| &desired.frontends);
         known.extend(frontends.iter().map(|frontend| frontend.key));
         let views: Vec<FrontendView> = frontends.iter().map(|one| moment.kernel.frontend(one)).collect();
-        let (how, reason) = moment.state(service, desired, &views);
+        let (how, reason) = moment.state(service, desired, &views, &lacks);
         let most = frontends.iter().max_by_key(|frontend| frontend.backends.len());
         services.push(Service {
             service: name.to_string(),
@@ -200,7 +226,7 @@ pub(in crate::agent) fn list(state: &State) -> Result<Services, Refusal> {
             affinity_seconds: service.affinity_seconds,
             state: how,
             reason,
-            refusal: moment.refusal(service, &state.node),
+            refusal: lacks.refusal(service, desired, &state.node),
         });
     }
     let mut strays: Vec<Port> = Vec::new();
@@ -221,10 +247,11 @@ pub(in crate::agent) fn show(state: &State, asked: &str) -> Result<Shown, Refusa
     let Some(service) = moment.model().services.get(&name) else {
         return Err(Refusal::Failed(format!("Service {name} has just gone")));
     };
+    let lacks = Lacks::of(&moment);
     let desired = moment.desired.services.iter().find(|service| service.name == name);
     let frontends: &[DesiredFrontend] = desired.map_or(&[], |desired| &desired.frontends);
     let views: Vec<FrontendView> = frontends.iter().map(|one| moment.kernel.frontend(one)).collect();
-    let (how, reason) = moment.state(service, desired, &views);
+    let (how, reason) = moment.state(service, desired, &views, &lacks);
     let numbers: HashSet<u32> = views.iter().filter_map(|view| Some(view.row?.service)).collect();
     let flows = flows(&state.datapath, &numbers).map_err(|error| Refusal::failed(&error))?;
     let book = state.book();
@@ -234,7 +261,7 @@ pub(in crate::agent) fn show(state: &State, asked: &str) -> Result<Shown, Refusa
         service: name.to_string(),
         state: how,
         reason,
-        refusal: moment.refusal(service, &state.node),
+        refusal: lacks.refusal(service, desired, &state.node),
         affinity_seconds: service.affinity_seconds,
         internal_traffic_policy: match service.internal_traffic_policy {
             TrafficPolicy::Cluster => "Cluster",
@@ -398,7 +425,8 @@ mod tests {
         let desired = OnNode("n".to_owned()).plan(&snapshot.model);
         let (kernel, status) = (Index::default(), ServiceStatus::default());
         let moment = Moment { snapshot, desired, status, kernel, moving: false };
-        let refusal = moment.refusal(&service, "n").unwrap();
+        let desired = moment.desired.services.first();
+        let refusal = Lacks::of(&moment).refusal(&service, desired, "n").unwrap();
         assert_eq!((refusal.lacks.as_str(), refusal.endpoints, refusal.in_force), ("target_port", 3, 1));
         assert_eq!(refusal.port.to_string(), "10.96.0.10:38412/sctp");
     }

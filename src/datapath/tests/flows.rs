@@ -343,46 +343,46 @@ fn a_reset_that_no_end_accepted_ends_nothing() {
     });
 }
 
-#[test]
-fn an_end_that_talks_on_after_its_own_reset_takes_it_back() {
-    isolated(|| {
+/// Once for each end and family: a rig where a client is connected through a Service.
+fn each_end(test: impl Fn(&Rig, bool, [&str; 3]) + Send + 'static) {
+    isolated(move || {
         for (client, vip, _, backend) in CLIENTS {
             for by_client in [false, true] {
-                let (rig, ends) = (Rig::new(), [client, vip, backend]);
+                let rig = Rig::new();
                 rig.service(ip(vip), 80, TCP, &[(ip(backend), 8080)]);
                 connect(&rig, client, vip, backend);
-                sends(&rig, by_client, ends, Segment::Rst);
-                later(&rig, 1);
-                sends(&rig, by_client, ends, Segment::Ack);
-                assert_eq!(rows(&rig), (2, 0));
+                test(&rig, by_client, [client, vip, backend]);
             }
         }
     });
 }
 
 #[test]
+fn an_end_that_talks_on_after_its_own_reset_takes_it_back() {
+    each_end(|rig, by_client, ends| {
+        sends(rig, by_client, ends, Segment::Rst);
+        later(rig, 1);
+        sends(rig, by_client, ends, Segment::Ack);
+        assert_eq!(rows(rig), (2, 0));
+    });
+}
+
+#[test]
 fn a_connection_that_was_reset_while_packets_were_under_way_stays_so() {
-    isolated(|| {
-        for (client, vip, _, backend) in CLIENTS {
-            for by_client in [false, true] {
-                let (rig, ends) = (Rig::new(), [client, vip, backend]);
-                rig.service(ip(vip), 80, TCP, &[(ip(backend), 8080)]);
-                connect(&rig, client, vip, backend);
-                for _ in 0..3 {
-                    sends(&rig, by_client, ends, Segment::Rst);
-                    // Sent before that came; who has no connection any more answers it.
-                    sends(&rig, !by_client, ends, Segment::Ack);
-                    sends(&rig, by_client, ends, Segment::Rst);
-                }
-                assert_eq!(rows(&rig), (0, 2));
-                assert_eq!(rig.datapath.share(1).unwrap(), Some(0));
-                let lifetime = |row: &FlowRow| lifetime(&row.flow, row.key.proto, &Limits::DEFAULT);
-                assert!(rig.datapath.flows().unwrap().iter().all(|row| lifetime(row) == 60));
-                // A new connection of the same port is balanced.
-                let other = other_backend(&rig, client, TCP);
-                assert_eq!(sends(&rig, true, ends, Segment::Syn), other);
-            }
+    each_end(|rig, by_client, ends| {
+        for _ in 0..3 {
+            sends(rig, by_client, ends, Segment::Rst);
+            // Sent before that came; who has no connection any more answers it.
+            sends(rig, !by_client, ends, Segment::Ack);
+            sends(rig, by_client, ends, Segment::Rst);
         }
+        assert_eq!(rows(rig), (0, 2));
+        assert_eq!(rig.datapath.share(1).unwrap(), Some(0));
+        let lifetime = |row: &FlowRow| lifetime(&row.flow, row.key.proto, &Limits::DEFAULT);
+        assert!(rig.datapath.flows().unwrap().iter().all(|row| lifetime(row) == 60));
+        // A new connection of the same port is balanced.
+        let other = other_backend(rig, ends[0], TCP);
+        assert_eq!(sends(rig, true, ends, Segment::Syn), other);
     });
 }
 

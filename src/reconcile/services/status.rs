@@ -62,6 +62,7 @@ impl ServiceStatus {
             && self.conflicts.is_empty()
             && self.untranslatable.is_empty()
     }
+
     /// Takes over who is refused and who waits; gives what is to be told: refusals for a reason that was not told
     /// yet, and Services that are not refused any more. Who waits after a refusal is not served for that.
     pub(super) fn refuse(&mut self, refused: Vec<Refusal>, waiting: Vec<Refusal>) -> News {

@@ -30,7 +30,7 @@ use anyhow::{Context as _, Result};
 use aya::programs::ProgramInfo;
 use aya::sys::{Stats, enable_stats};
 use netd_integration::lab::Lab;
-use probe::{Again, Empty, Jump};
+use probe::{Again, Jump, Probe};
 use rig::{Flow, REDIRECTED, Random, Rig};
 use std::path::Path;
 
@@ -107,7 +107,7 @@ const LOOP: u32 = 1_000;
 
 impl Looped {
     /// All kinds. `folder`: of a bpffs, for what they need.
-    fn all(rig: &Rig, direct: &Flow, empty: &mut Empty, folder: &Path) -> Result<[Self; 4]> {
+    fn all(rig: &Rig, direct: &Flow, empty: &mut Probe, folder: &Path) -> Result<[Self; 4]> {
         let nothing = folder.join("nothing");
         empty.pin(&nothing)?;
         let real = Jump::to(rig.program(), &folder.join("real"))?;
@@ -143,7 +143,7 @@ impl Looped {
 }
 
 fn measure(rig: &Rig, bpffs: &Path, options: &Options) -> Result<Vec<Row>> {
-    let mut empty = Empty::load()?;
+    let mut empty = Probe::empty()?;
     let direct = rig.direct()?;
     let loops = Looped::all(rig, &direct, &mut empty, bpffs)?;
     let rounds = u32::try_from(options.rounds())?;
@@ -161,7 +161,7 @@ fn measure(rig: &Rig, bpffs: &Path, options: &Options) -> Result<Vec<Row>> {
         let frame = &rig.flow(0)?.forth;
         // Ends with the round: it slows every program of the machine down.
         let _stats = enable_stats(Stats::RunTime).context("asking for run times of programs")?;
-        let cost = nanoseconds(runs, || empty.info(), || empty.run(frame))?;
+        let cost = nanoseconds(runs, || empty.info(), || empty.run(frame, 0, 1).map(drop))?;
         clock.push(cost);
         single.push(
             nanoseconds(runs, || rig.info(), || rig.send(direct.client, &direct.forth).map(drop))? - cost,

@@ -1,24 +1,22 @@
 //! Programs of a few instructions of our own (RFC 9669): one that does nothing, to learn what measuring one costs,
 //! and ones that put a packet back as it was and then go on as another program, so that a loop of runs
 //! meets the same packet each time.
-//!
-//! Each is put together here as the object file that aya loads: one section with the instructions, one symbol.
-//! The form is that of the ELF specification, "64-bit object file format".
+
+mod object;
 
 use anyhow::{Context as _, Result, ensure};
 use aya::Ebpf;
 use aya::maps::MapData;
 use aya::programs::{ProgramInfo, SchedClassifier, TestRun as _, TestRunOptions};
+use netd_integration::lab::bpftool;
+use object::{NAME, object};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
-use std::process::Command;
 
 /// Bytes of a frame that are put back: Ethernet, IPv4 and TCP headers.
 const HEADERS: i32 = 54;
 /// Where the source port is in them.
-const SOURCE_PORT: i16 = 34;
-/// The first source port that [`Again::counting`] gives to packets.
-const FIRST_PORT: i32 = 1_024;
+const SOURCE_PORT: u8 = 34;
 /// The frame's place on the stack, and behind it that of a key.
 const FRAME: i16 = -56;
 const KEY: i16 = -60;
@@ -29,64 +27,6 @@ const STORE_BYTES: i32 = 9;
 const TAIL_CALL: i32 = 12;
 /// `TC_ACT_SHOT`.
 const SHOT: i32 = 2;
-
-/// The names of sections and of the function; below, where in it each begins.
-const NAMES: &[u8; 40] = b"\0classifier\0probe\0.symtab\0.strtab\0\0\0\0\0\0\0";
-const CLASSIFIER: u32 = 1;
-const PROBE: u32 = 12;
-const SYMTAB: u32 = 18;
-const STRTAB: u32 = 26;
-
-const HEADER: u64 = 64;
-const SYMBOL: u64 = 24;
-
-/// A section header's fields: name, type, flags, link, info, alignment, entry size, content's length.
-type Section = (u32, u32, u64, u32, u32, u64, u64, u64);
-
-fn object(instructions: &[u8]) -> Vec<u8> {
-    // A relocatable object for BPF, little or big endian as the machine is.
-    let order = if cfg!(target_endian = "big") { 2 } else { 1 };
-    let mut elf = vec![0x7f, b'E', b'L', b'F', 2, order, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    let (code, symbols, names) = (instructions.len() as u64, 2 * SYMBOL, 40);
-    for half in [1_u16, 247] {
-        elf.extend(half.to_ne_bytes());
-    }
-    elf.extend(1_u32.to_ne_bytes());
-    for word in [0, 0, HEADER + code + symbols + names] {
-        elf.extend(word.to_ne_bytes());
-    }
-    elf.extend(0_u32.to_ne_bytes());
-    // Sizes and numbers: this header, no program headers, four sections of which the last has the names.
-    for half in [64_u16, 0, 0, 64, 4, 3] {
-        elf.extend(half.to_ne_bytes());
-    }
-    elf.extend(instructions);
-    // The null symbol, then a global function in section 1.
-    elf.extend([0; 24]);
-    elf.extend(PROBE.to_ne_bytes());
-    elf.extend([0x12, 0]);
-    elf.extend(1_u16.to_ne_bytes());
-    elf.extend(0_u64.to_ne_bytes());
-    elf.extend(code.to_ne_bytes());
-    elf.extend(NAMES);
-    let sections: [Section; 4] = [
-        (0, 0, 0, 0, 0, 0, 0, 0),
-        (CLASSIFIER, 1, 6, 0, 0, 8, 0, code),
-        (SYMTAB, 2, 0, 3, 1, 8, SYMBOL, symbols),
-        (STRTAB, 3, 0, 0, 0, 1, 0, names),
-    ];
-    let mut offset = HEADER;
-    for (name, kind, flags, link, info, align, entry, length) in sections {
-        elf.extend([name.to_ne_bytes(), kind.to_ne_bytes()].concat());
-        for word in [flags, 0, if length == 0 { 0 } else { offset }, length] {
-            elf.extend(word.to_ne_bytes());
-        }
-        elf.extend([link.to_ne_bytes(), info.to_ne_bytes()].concat());
-        elf.extend([align.to_ne_bytes(), entry.to_ne_bytes()].concat());
-        offset += length;
-    }
-    elf
-}
 
 /// Instructions in the making.
 #[derive(Debug, Default)]
@@ -131,36 +71,54 @@ impl Code {
         self.set(0, verdict).put(0x95, (0, 0), 0, 0)
     }
 
-    /// Another source port for the frame on the stack with each run: counted in the first row of a map.
-    fn next_port(&mut self, count: &MapData) -> &mut Self {
+    /// Another source port for the frame on the stack with each run: as many more than `first` as the first row of a
+    /// map counts.
+    fn next_port(&mut self, first: u16, count: &MapData) -> &mut Self {
         const FETCH_AND_ADD: i32 = 1;
         self.put(0x62, (10, 0), KEY, 0).map(1, count).sum(2, 10, KEY).call(LOOK_UP);
         // If there is a row, past the next two.
         self.put(0x55, (0, 0), 2, 0).exit(SHOT);
-        self.set(1, 1).put(0xdb, (0, 1), 0, FETCH_AND_ADD).put(0x07, (1, 0), 0, FIRST_PORT);
+        self.set(1, 1).put(0xdb, (0, 1), 0, FETCH_AND_ADD).put(0x07, (1, 0), 0, first.into());
         // In network order.
-        self.put(0xdc, (1, 0), 0, 16).put(0x6b, (10, 1), FRAME + SOURCE_PORT, 0)
+        self.put(0xdc, (1, 0), 0, 16).put(0x6b, (10, 1), FRAME + i16::from(SOURCE_PORT), 0)
     }
 }
 
 /// A loaded program.
 #[derive(Debug)]
-struct Probe(Ebpf);
+pub(super) struct Probe(Ebpf);
 
 impl Probe {
+    /// The program that does nothing.
+    pub(super) fn empty() -> Result<Self> {
+        let mut code = Code::default();
+        code.exit(0);
+        Self::load(&code)
+    }
+
     fn load(code: &Code) -> Result<Self> {
         let mut ebpf = Ebpf::load(&object(&code.0)).context("loading a program of a few instructions")?;
-        let program: &mut SchedClassifier = ebpf.program_mut("probe").context("no program")?.try_into()?;
+        let program: &mut SchedClassifier = ebpf.program_mut(NAME).context("no program")?.try_into()?;
         program.load()?;
         Ok(Self(ebpf))
     }
 
     fn program(&self) -> Result<&SchedClassifier> {
-        Ok(self.0.program("probe").context("no program")?.try_into()?)
+        Ok(self.0.program(NAME).context("no program")?.try_into()?)
+    }
+
+    pub(super) fn info(&self) -> Result<ProgramInfo> {
+        Ok(self.program()?.info()?)
+    }
+
+    /// For [`Jump::to`].
+    pub(super) fn pin(&mut self, path: &Path) -> Result<()> {
+        let program: &mut SchedClassifier = self.0.program_mut(NAME).context("no program")?.try_into()?;
+        program.pin(path).with_context(|| format!("pinning {}", path.display()))
     }
 
     /// Runs it on a frame from an interface `repeat` times; the last verdict, the mean time in nanoseconds.
-    fn run(&self, frame: &[u8], ifindex: u32, repeat: u32) -> Result<(u32, f64)> {
+    pub(super) fn run(&self, frame: &[u8], ifindex: u32, repeat: u32) -> Result<(u32, f64)> {
         // `struct __sk_buff`, of which only `ifindex` is set.
         let mut context = [0; 192];
         context[40..44].copy_from_slice(&ifindex.to_ne_bytes());
@@ -177,34 +135,6 @@ impl Probe {
     }
 }
 
-/// The program that does nothing.
-#[derive(Debug)]
-pub(super) struct Empty(Probe);
-
-impl Empty {
-    pub(super) fn load() -> Result<Self> {
-        let mut code = Code::default();
-        code.exit(0);
-        Ok(Self(Probe::load(&code)?))
-    }
-
-    /// Runs it once on a frame.
-    pub(super) fn run(&self, frame: &[u8]) -> Result<()> {
-        self.0.run(frame, 0, 1).map(drop)
-    }
-
-    pub(super) fn info(&self) -> Result<ProgramInfo> {
-        Ok(self.0.program()?.info()?)
-    }
-
-    /// For [`Jump::to`].
-    pub(super) fn pin(&mut self, path: &Path) -> Result<()> {
-        let program: &mut SchedClassifier =
-            self.0.0.program_mut("probe").context("no program")?.try_into()?;
-        program.pin(path).with_context(|| format!("pinning {}", path.display()))
-    }
-}
-
 /// Where tail calls go: to one program.
 #[derive(Debug)]
 pub(super) struct Jump(MapData);
@@ -214,7 +144,8 @@ impl Jump {
     pub(super) fn to(program: &Path, at: &Path) -> Result<Self> {
         let map = map(at, "prog_array", 4)?;
         let (at, program) = (at.display(), program.display());
-        bpftool(&format!("map update pinned {at} key 0 0 0 0 value pinned {program}"))?;
+        let words = format!("map update pinned {at} key 0 0 0 0 value pinned {program}");
+        bpftool(&words.split(' ').collect::<Vec<_>>())?;
         Ok(Self(map))
     }
 }
@@ -233,7 +164,7 @@ impl Again {
         Self::load(jump, frame, ifindex, None)
     }
 
-    /// The same with another source port each time, from 1024 on; `at` is for the map that counts.
+    /// The same with another source port each time, from the frame's on; `at` is for the map that counts.
     pub(super) fn counting(jump: &Jump, frame: &[u8], ifindex: u32, at: &Path) -> Result<Self> {
         Self::load(jump, frame, ifindex, Some(&map(at, "array", 8)?))
     }
@@ -247,8 +178,9 @@ impl Again {
             bytes.iter_mut().zip(word).for_each(|(to, from)| *to = *from);
             code.put(0x62, (10, 0), place, i32::from_ne_bytes(bytes));
         }
-        if let Some(count) = count {
-            code.next_port(count);
+        let port = headers.get(usize::from(SOURCE_PORT)..).and_then(<[u8]>::first_chunk);
+        if let (Some(count), Some(port)) = (count, port) {
+            code.next_port(u16::from_be_bytes(*port), count);
         }
         code.copy(1, 6).set(2, 0).sum(3, 10, FRAME).set(4, HEADERS).set(5, 0).call(STORE_BYTES);
         code.copy(1, 6).map(2, &jump.0).set(3, 0).call(TAIL_CALL).exit(SHOT);
@@ -266,13 +198,7 @@ impl Again {
 /// A map of one row, pinned.
 fn map(at: &Path, kind: &str, value: u32) -> Result<MapData> {
     let path = at.display();
-    bpftool(&format!("map create {path} type {kind} key 4 value {value} entries 1 name probe"))?;
+    let words = format!("map create {path} type {kind} key 4 value {value} entries 1 name {NAME}");
+    bpftool(&words.split(' ').collect::<Vec<_>>())?;
     MapData::from_pin(at).with_context(|| format!("opening {path}"))
-}
-
-fn bpftool(words: &str) -> Result<()> {
-    let output = Command::new("bpftool").args(words.split(' ')).output().context("executing bpftool")?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "bpftool {words}: {}: {said}", output.status);
-    Ok(())
 }
