@@ -31,23 +31,29 @@ reasons! {
     UNSUPPORTED_ETHERTYPE = 3, "unsupported_ethertype", "a pod may send IPv4, IPv6 and ARP only";
     UNKNOWN_INTERFACE = 4, "unknown_interface", "the interface belongs to no pod known to the datapath";
     NO_BACKEND = 5, "no_backend", "the Service has no ready endpoint";
-    POLICY_DENIED = 6, "policy_denied", "no policy rule allows it";
+    EGRESS_DENIED = 6, "egress_denied", "the policies of the sending pod do not allow it";
     NO_ROUTE = 7, "no_route", "the node has a blackhole route for the destination";
     REWRITE_FAILED = 8, "rewrite_failed", "the headers could not be rewritten";
     FLOW_TABLE_FULL = 9, "flow_table_full", "the flow could not be recorded";
     NO_SOURCE_PORT = 10, "no_source_port", "every port tried for the client is in use towards the same backend";
     TORN_SERVICE = 11, "torn_service", "the Service's row changed again and again while it was read";
+    INGRESS_DENIED = 12, "ingress_denied", "the policies of the receiving pod do not allow it";
     FRAGMENT_LOST = 20, "fragment_lost", "a fragment whose datagram's first did not come, or came too late";
     FRAGMENT_TOO_LONG = 21, "fragment_too_long", "a fragment that came before its first and is too long to be held";
     FRAGMENT_OF_DROPPED = 22, "fragment_of_dropped", "the datagram's first fragment was dropped";
 }
 
-/// Ring buffer record of one dropped packet.
+/// In the place of a [`reason`]: the packet was not dropped, but opened a flow, which is told where flows are audited.
+pub const OPENED: u8 = 0;
+
+/// Ring buffer record of one dropped packet, or of one that opened a flow.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Drop {
     /// Nanoseconds since boot (`CLOCK_MONOTONIC`).
     pub time: u64,
+    /// The policy set ([`crate::policy::set`]) that did not allow it, 0: it was not a matter of policy.
+    pub set: u64,
     /// Source as the packet carried it.
     pub source: Addr,
     /// Destination as the packet carried it, before translation.
@@ -70,12 +76,16 @@ pub struct Drop {
     pub endpoint: u32,
     /// [`crate::service::Frontend::service`], 0: none.
     pub service: u32,
-    /// Policy rule, 0: none.
+    /// Policy rule that denied it, 0: none; of a flow that was opened, the one that allowed it to leave.
     pub rule: u32,
+    /// Of a flow that was opened, the policy rule that allowed it to enter, 0: none.
+    pub ingress_rule: u32,
     /// Length of the packet in bytes.
     pub length: u32,
     /// Ethernet protocol number, host order, in the low 16 bits.
     pub ethertype: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
 /// Key of `DROPS` (LRU per-CPU HASH).
@@ -159,4 +169,4 @@ pub struct Explained {
     pub ifindex: u32,
 }
 
-abi!(Drop = 72, DropKey = 16, Count = 16, Explained = 20);
+abi!(Drop = 88, DropKey = 16, Count = 16, Explained = 20);

@@ -115,6 +115,8 @@ pub mod flow_flag {
     pub const LAST_WAS_REPLY: u16 = 1 << 10;
     /// TCP: a RST was seen from the other end.
     pub const RESET_REPLY: u16 = 1 << 11;
+    /// The node itself opened the flow to its pod, which no policy forbids.
+    pub const FROM_NODE: u16 = 1 << 12;
     /// TCP: a RST was seen.
     pub const RESET: u16 = RESET_FORWARD | RESET_REPLY;
     /// TCP: both ends are done.
@@ -147,10 +149,10 @@ pub struct Flow {
     pub backend: u32,
     /// [`crate::service::Backend::generation`] when the backend was chosen.
     pub backend_generation: u32,
-    /// Policy epoch at which egress was judged. No program reads or writes this and the next three yet.
-    pub egress_epoch: u32,
-    /// Policy epoch at which ingress was judged.
-    pub ingress_epoch: u32,
+    /// That policy allowed the flow: [`stamp`] of the epoch in which it was judged. Anything else: to be judged.
+    pub verdict: u32,
+    /// Zero.
+    pub pad: u32,
     /// Rule that allowed egress, 0: none was needed.
     pub egress_rule: u32,
     /// Rule that allowed ingress, 0: none was needed.

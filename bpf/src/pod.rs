@@ -14,12 +14,10 @@ pub struct Pod {
     pub ifindex: u32,
     /// Number of the pod on this node, never 0, stable across restarts.
     pub endpoint: u32,
-    /// Identity for policy, 0: selected by no policy's selector.
-    pub identity: u32,
-    /// Policy set for what the pod sends, 0: not isolated.
-    pub egress_set: u32,
-    /// Policy set for what the pod receives, 0: not isolated.
-    pub ingress_set: u32,
+    /// Policy set for what the pod sends ([`crate::policy::set`]).
+    pub egress_set: u64,
+    /// Policy set for what the pod receives.
+    pub ingress_set: u64,
     /// MAC address of the pod's own end.
     pub pod_mac: [u8; 6],
     /// MAC address of the host's end: the pod's gateway.
@@ -28,4 +26,4 @@ pub struct Pod {
     pub flags: u32,
 }
 
-abi!(Pod = 68);
+abi!(Pod = 72);

@@ -1,46 +1,81 @@
-//! Policy tables: sets of verdict rows, shared by all pods that the same policies select.
+//! Policy tables: which identity an address has, and what each set of policies says of it.
+//!
+//! A *set* is what isolates a pod in one direction: the policies that select it. An *identity* is a class of
+//! addresses that no policy tells apart. Both are numbers that the agent derives from what they stand for, so that
+//! they mean the same after a restart, and none is ever given to something else. A row of `POLICY` is the
+//! whole answer of a set about an identity; a packet needs no other.
 
-use crate::abi;
+use crate::{Addr, abi};
+
+/// Values of [`crate::pod::Pod::egress_set`] and `ingress_set`.
+pub mod set {
+    /// No policy isolates the pod in this direction: all is allowed.
+    pub const OPEN: u64 = 0;
+    /// A set without rows: nothing is allowed. For pods of which nothing is known yet, or whose rows found no room.
+    pub const CLOSED: u64 = 1;
+    /// Set in every number that stands for policies.
+    pub const MARK: u64 = 1 << 63;
+}
+
+/// Values of [`PolicyKey::identity`].
+pub mod identity {
+    /// The row for every identity that has none of its own in the set.
+    pub const ANY: u64 = 0;
+    /// An address that is no pod's, and in no block that a policy names.
+    pub const WORLD: u64 = 1;
+    /// Set in every other number.
+    pub const MARK: u64 = 1 << 63;
+}
 
 /// Key of `POLICY` (HASH).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PolicyKey {
-    /// [`crate::pod::Pod::egress_set`] or `ingress_set`.
-    pub set: u32,
-    /// Identity of the other end, 0: any.
-    pub identity: u32,
-    /// Network order; 0: any port.
-    pub port: u16,
-    /// IANA protocol number, 0: any.
-    pub proto: u8,
-    /// [`direction`].
-    pub direction: u8,
-    /// How many leading bits of `port` count, 16: all.
-    pub port_prefix: u8,
+    /// The set of the pod that is asked.
+    pub set: u64,
+    /// Identity of the other end.
+    pub identity: u64,
+}
+
+/// Value of `POLICY`: what a set says of an identity, complete.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PolicyRow {
+    /// Index in `RANGES` of the first of the row's ranges.
+    pub ranges: u32,
+    /// How many there are, at most [`MAX_RANGES`]; they are disjoint and ascend.
+    pub count: u32,
+    /// What is decided where no range covers the packet.
+    pub otherwise: Decision,
+    /// [`row_seal`] of key and row.
+    pub seal: u32,
+}
+
+/// A verdict, and who gave it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Decision {
+    /// Number of the rule, 0: none. The agent knows its policy.
+    pub rule: u32,
+    /// [`action`].
+    pub action: u8,
+    /// [`tier`] of the rule.
+    pub tier: u8,
     /// Zero.
-    pub pad: [u8; 3],
+    pub pad: u16,
 }
 
-/// Values of [`PolicyKey::direction`].
-pub mod direction {
-    /// What the pod sends.
-    pub const EGRESS: u8 = 0;
-    /// What the pod receives.
-    pub const INGRESS: u8 = 1;
-}
-
-/// Values of [`Verdict::action`].
+/// Values of [`Decision::action`].
 pub mod action {
+    /// No rule matches: the packet is dropped, for an isolated pod gets what is allowed and nothing else.
+    pub const NONE: u8 = 0;
     /// Let it through.
     pub const ALLOW: u8 = 1;
     /// Drop it.
     pub const DENY: u8 = 2;
-    /// This tier has no opinion: ask the next.
-    pub const PASS: u8 = 3;
 }
 
-/// Values of [`Verdict::tier`], in the order they are asked.
+/// Values of [`Decision::tier`], in the order in which the agent asks them. A row holds what comes of all.
 pub mod tier {
     /// ClusterNetworkPolicy, admin tier.
     pub const ADMIN: u8 = 0;
@@ -50,18 +85,118 @@ pub mod tier {
     pub const BASELINE: u8 = 2;
 }
 
-/// Value of `POLICY`.
+/// Element of `RANGES` (ARRAY): ports of one protocol.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Verdict {
-    /// [`action`].
-    pub action: u8,
-    /// [`tier`].
-    pub tier: u8,
-    /// Order within the tier, the lower first.
-    pub priority: u16,
-    /// Number of the rule that made this row; the agent knows its policy.
-    pub rule: u32,
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Range {
+    /// [`point`] of the first port.
+    pub first: u32,
+    /// [`point`] of the last port, which it includes.
+    pub last: u32,
+    /// What is decided.
+    pub decision: Decision,
 }
 
-abi!(PolicyKey = 16, Verdict = 8);
+/// A protocol's port as ranges order them. A protocol without ports has port 0.
+#[inline(always)]
+#[must_use]
+pub const fn point(proto: u8, port: u16) -> u32 {
+    (proto as u32) << 16 | port as u32
+}
+
+/// Ranges that one row may have: a look-up halves them so many times.
+pub const MAX_RANGES: u32 = 1 << RANGE_STEPS;
+/// Steps of a look-up.
+pub const RANGE_STEPS: u32 = 12;
+
+/// Value of `IDENTITIES` (HASH, [`Addr`]).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IdentityRow {
+    /// The number.
+    pub identity: u64,
+    /// [`identity_flag`].
+    pub flags: u32,
+    /// [`identity_seal`] of key and row.
+    pub seal: u32,
+}
+
+/// Bits of [`IdentityRow::flags`].
+pub mod identity_flag {
+    /// An address of this node itself, which its pods may always send to.
+    pub const NODE: u32 = 1 << 0;
+}
+
+/// Key of `BLOCKS` (LPM_TRIE); the value is an identity.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Block {
+    /// Leading bits of `addr` that count, of 128: those of a mapped IPv4 address are 96 more than in IPv4.
+    pub prefix: u32,
+    /// The network; bits behind the prefix are zero.
+    pub addr: Addr,
+}
+
+/// Seal of a row of `POLICY`. The kernel may give a replaced row's memory to another one while a program still
+/// reads it; then the seal is broken.
+#[inline(always)]
+#[must_use]
+pub fn row_seal(key: &PolicyKey, row: &PolicyRow) -> u32 {
+    let Decision { rule, action, tier, .. } = row.otherwise;
+    mix(&[
+        key.set as u32,
+        (key.set >> 32) as u32,
+        key.identity as u32,
+        (key.identity >> 32) as u32,
+        row.ranges,
+        row.count,
+        rule,
+        u32::from(action) | u32::from(tier) << 8,
+    ])
+}
+
+/// Seal of a row of `IDENTITIES`.
+#[inline(always)]
+#[must_use]
+pub fn identity_seal(addr: &Addr, row: &IdentityRow) -> u32 {
+    let [a, b, c, d] = addr.0;
+    mix(&[a, b, c, d, row.identity as u32, (row.identity >> 32) as u32, row.flags])
+}
+
+/// Never 0, which is how memory looks that nobody sealed.
+#[inline(always)]
+pub(crate) fn mix(words: &[u32]) -> u32 {
+    const FACTOR: u32 = 0x9e37_79b1;
+    let mut hash = 2_166_136_261_u32;
+    for word in words {
+        hash = (hash ^ word).wrapping_mul(FACTOR);
+        hash ^= hash >> 15;
+    }
+    hash | 1
+}
+
+abi!(PolicyKey = 16, PolicyRow = 20, Decision = 8, Range = 16, IdentityRow = 16, Block = 20,);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seal_tells_every_field() {
+        let key = PolicyKey { set: 1 << 40, identity: 3 };
+        let otherwise = Decision { rule: 5, action: action::ALLOW, tier: tier::NAMESPACE, pad: 0 };
+        let row = PolicyRow { ranges: 7, count: 9, otherwise, seal: 0 };
+        let others = [
+            (PolicyKey { set: 1, ..key }, row),
+            (PolicyKey { identity: 3 << 32, ..key }, row),
+            (key, PolicyRow { ranges: 8, ..row }),
+            (key, PolicyRow { count: 8, ..row }),
+            (key, PolicyRow { otherwise: Decision { rule: 6, ..otherwise }, ..row }),
+            (key, PolicyRow { otherwise: Decision { action: action::DENY, ..otherwise }, ..row }),
+            (key, PolicyRow { otherwise: Decision { tier: tier::ADMIN, ..otherwise }, ..row }),
+        ];
+        for (other_key, other) in others {
+            assert_ne!(row_seal(&key, &row), row_seal(&other_key, &other), "{other_key:?} {other:?}");
+        }
+    }
+}

@@ -6,8 +6,9 @@
 //! which programs of both schemas run: see `prog::beside`.
 
 use crate::flow::{self, FlowKey, flow_flag, leg, role};
+use crate::policy::set;
 use crate::service::{self, FrontendKey, seal};
-use crate::{Addr, abi};
+use crate::{Addr, abi, pod};
 
 /// Number of the schema; part of its pin path.
 pub const SCHEMA: u32 = 1;
@@ -42,6 +43,51 @@ pub struct Flow {
     pub created: u32,
     /// Seconds since boot; exact to a second.
     pub last_seen: u32,
+}
+
+/// Value of `POD_BY_IFINDEX` and `POD_BY_ADDR`. Fields as in [`pod::Pod`]; nothing judged by the three of policy, which
+/// were 0.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pod {
+    /// Mapped IPv4 address, or [`Addr::UNSPECIFIED`].
+    pub v4: Addr,
+    /// IPv6 address, or [`Addr::UNSPECIFIED`].
+    pub v6: Addr,
+    /// Index of the host's end of the pod's interface.
+    pub ifindex: u32,
+    /// Number of the pod on this node.
+    pub endpoint: u32,
+    /// Identity for policy.
+    pub identity: u32,
+    /// Policy set for what the pod sends.
+    pub egress_set: u32,
+    /// Policy set for what the pod receives.
+    pub ingress_set: u32,
+    /// MAC address of the pod's own end.
+    pub pod_mac: [u8; 6],
+    /// MAC address of the host's end.
+    pub host_mac: [u8; 6],
+    /// Zero.
+    pub flags: u32,
+}
+
+impl Pod {
+    /// The row as this schema has it: as open as the pod was, until its policies are known.
+    #[must_use]
+    pub fn import(&self) -> pod::Pod {
+        pod::Pod {
+            v4: self.v4,
+            v6: self.v6,
+            ifindex: self.ifindex,
+            endpoint: self.endpoint,
+            egress_set: set::OPEN,
+            ingress_set: set::OPEN,
+            pod_mac: self.pod_mac,
+            host_mac: self.host_mac,
+            flags: self.flags,
+        }
+    }
 }
 
 /// Value of `FRONTENDS`, with [`FrontendKey`] for a key. Fields as in [`service::Frontend`].
@@ -105,10 +151,11 @@ impl Flow {
         into.service = self.service;
         into.backend = self.backend;
         into.backend_generation = self.backend_generation;
-        into.egress_epoch = self.egress_epoch;
-        into.ingress_epoch = self.ingress_epoch;
-        into.egress_rule = self.egress_rule;
-        into.ingress_rule = self.ingress_rule;
+        // Nothing judged flows then.
+        into.verdict = 0;
+        into.pad = 0;
+        into.egress_rule = 0;
+        into.ingress_rule = 0;
         into.created = self.created;
         into.last_seen = self.last_seen;
         into.owner = 0;
@@ -150,10 +197,10 @@ impl Flow {
         into.service = flow.service;
         into.backend = flow.backend;
         into.backend_generation = flow.backend_generation;
-        into.egress_epoch = flow.egress_epoch;
-        into.ingress_epoch = flow.ingress_epoch;
-        into.egress_rule = flow.egress_rule;
-        into.ingress_rule = flow.ingress_rule;
+        into.egress_epoch = 0;
+        into.ingress_epoch = 0;
+        into.egress_rule = 0;
+        into.ingress_rule = 0;
         into.created = flow.created;
         into.last_seen = flow.last_seen;
         true
@@ -201,7 +248,7 @@ impl Backend {
     }
 }
 
-abi!(Flow = 56, Frontend = 24, Backend = 24);
+abi!(Flow = 56, Pod = 68, Frontend = 24, Backend = 24);
 
 #[cfg(test)]
 mod tests {

@@ -17,6 +17,8 @@ type New = BTreeSet<&'static str>;
 pub(super) fn copy(from: &Pins, to: &Pins, new: &New) -> Result<(), Error> {
     copy_hash::<FrontendKey, Frontend>(from, to, new, "FRONTENDS")?;
     copy_array::<Backend>(from, to, new, "BACKENDS")?;
+    copy_hash::<u32, Pod>(from, to, new, "POD_BY_IFINDEX")?;
+    copy_hash::<Addr, Pod>(from, to, new, "POD_BY_ADDR")?;
     copy_others(from, to, new)
 }
 
@@ -33,7 +35,16 @@ pub(super) fn import(from: &Pins, to: &Pins, new: &New) -> Result<(), Error> {
             if used { set(&mut target, id, row.import(), "BACKENDS") } else { Ok(()) }
         })?;
     }
+    import_pods::<u32>(from, to, "POD_BY_IFINDEX")?;
+    import_pods::<Addr>(from, to, "POD_BY_ADDR")?;
     copy_others(from, to, new)
+}
+
+fn import_pods<K: aya::Pod + Default>(from: &Pins, to: &Pins, name: &'static str) -> Result<(), Error> {
+    let Some(mut target) = to.hash::<K, Pod>(name)? else { return Ok(()) };
+    each(from, name, |key: K, row: schema1::Pod| {
+        target.insert(key, row.import(), 0).map_err(Error::map(name))
+    })
 }
 
 /// The map of the paths' counters.
@@ -57,8 +68,6 @@ pub(super) fn copy_paths(from: &Pins, to: &Pins, new: &New) -> Result<(), Error>
 }
 
 fn copy_others(from: &Pins, to: &Pins, new: &New) -> Result<(), Error> {
-    copy_hash::<u32, Pod>(from, to, new, "POD_BY_IFINDEX")?;
-    copy_hash::<Addr, Pod>(from, to, new, "POD_BY_ADDR")?;
     copy_array::<u32>(from, to, new, "SLOTS")?;
     copy_affinity(from, to, new)
 }
