@@ -49,6 +49,32 @@ impl FlowKey {
     }
 }
 
+impl FlowKey {
+    /// Of the whole key, for a row's [`Flow::verdict`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn digest(&self) -> u32 {
+        const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+        let ([a, b, c, d], [e, f, g, h]) = (self.low.0, self.high.0);
+        let ports = self.low_port as u32 | (self.high_port as u32) << 16;
+        let kind = self.proto as u32 | (self.leg as u32) << 8;
+        let words = [pair(a, b), pair(c, d), pair(e, f), pair(g, h), pair(ports, kind)];
+        let mut hash = 0_u64;
+        let mut i = 0;
+        while i < words.len() {
+            hash = (hash ^ words[i]).wrapping_mul(FACTOR);
+            hash ^= hash >> 29;
+            i += 1;
+        }
+        (hash >> 32) as u32
+    }
+}
+
+#[inline(always)]
+const fn pair(low: u32, high: u32) -> u64 {
+    low as u64 | (high as u64) << 32
+}
+
 /// `a` > `b`, by the words as they are in memory: any fixed order does.
 #[inline(always)]
 fn higher(a: (&Addr, u16), b: (&Addr, u16)) -> bool {
@@ -149,7 +175,8 @@ pub struct Flow {
     pub backend: u32,
     /// [`crate::service::Backend::generation`] when the backend was chosen.
     pub backend_generation: u32,
-    /// That policy allowed the flow: [`stamp`] of the epoch in which it was judged. Anything else: to be judged.
+    /// That policy allowed the flow: the epoch in which it was judged, XOR [`FlowKey::digest`], so that it means
+    /// nothing in a row of another key. Anything else: to be judged.
     pub verdict: u32,
     /// Zero.
     pub pad: u32,

@@ -137,6 +137,26 @@ pub struct Block {
     pub addr: Addr,
 }
 
+/// Value of `AUDIT` (ARRAY of one): which new flows are told.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Audit {
+    /// How many each CPU tells in a second, 0: none.
+    pub per_second: u32,
+}
+
+/// Value of `AUDITED` (per-CPU ARRAY of one).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Audited {
+    /// Seconds since boot of the newest.
+    pub second: u32,
+    /// How many were told in it.
+    pub told: u32,
+    /// New flows that were not told, because there were too many, or the ring had no room.
+    pub untold: u64,
+}
+
 /// Seal of a row of `POLICY`. The kernel may give a replaced row's memory to another one while a program still
 /// reads it; then the seal is broken.
 #[inline(always)]

@@ -25,6 +25,7 @@ mod maps;
 mod packet;
 mod pair;
 mod pods;
+mod policy;
 mod reclaim;
 mod reject;
 mod report;
@@ -35,6 +36,7 @@ mod table;
 mod track;
 
 use crate::event::{path, reason, stage};
+use crate::policy::set;
 use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT, TC_ACT_STOLEN};
 use aya_ebpf::programs::TcContext;
 use deliver::Delivery;
@@ -139,13 +141,22 @@ fn from_pod(ctx: &TcContext, work: &mut Work) -> Outcome {
 #[inline(always)]
 fn to_pod(ctx: &TcContext, work: &mut Work) -> Outcome {
     let Work { run, packet, .. } = work;
-    if let Some(pod) = pods::by_ifindex(run, run.ifindex) {
-        run.endpoint = pod.endpoint;
-    }
-    if let Parsed::Ip = packet.parse(ctx)
-        && !fragment::track(ctx, work, track::to_pod)?
-    {
-        return Ok(Delivery::held(stage::POD_INGRESS));
+    let Some(pod) = pods::by_ifindex(run, run.ifindex) else {
+        packet.clear();
+        return Err(reason::UNKNOWN_INTERFACE);
+    };
+    run.endpoint = pod.endpoint;
+    // What cannot be read nobody can judge. A pod that anybody may reach gets it.
+    let open = pod.ingress_set == set::OPEN;
+    match packet.parse(ctx) {
+        Parsed::Ip => {
+            if !fragment::track(ctx, work, track::to_pod)? {
+                return Ok(Delivery::held(stage::POD_INGRESS));
+            }
+        }
+        Parsed::Malformed if !open => return Err(reason::MALFORMED),
+        Parsed::Other if !open => return Err(reason::UNSUPPORTED_ETHERTYPE),
+        Parsed::Arp | Parsed::Malformed | Parsed::Other => {}
     }
     Ok(Delivery::stack())
 }

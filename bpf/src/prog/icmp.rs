@@ -6,30 +6,21 @@
 //! router that sent it stays; an error that quotes no translated flow, or nothing that can be read, goes by
 //! its address as it is, and its receiver judges it.
 
+use super::beside;
 use super::maps::Work;
 use super::packet::{Packet, TCP, UDP};
 use super::report::Run;
 use super::rewrite::{self, End, Translation, store};
 use super::sum::Difference;
 use super::table::{self, find, limits, now};
-use super::{beside, from_code};
 use crate::event::{reason, stage};
 use crate::flow::{Flow, expired, flow_flag, hairpin_source, leg, role};
 use aya_ebpf::programs::TcContext;
 
-/// Translates a packet that is an ICMP error about one of a translated flow, and says whether it belongs to
-/// the node's stack. All else stays as it is.
-#[inline(always)]
-pub(super) fn translate(ctx: &TcContext, work: &mut Work) -> Result<(), u8> {
-    if !work.packet.is_icmp_error() {
-        return Ok(());
-    }
-    from_code(error(ctx, work))
-}
-
-/// Gives [`super::to_code`].
+/// Translates an ICMP error about a packet of a translated flow, and says whether it belongs to the node's stack,
+/// and whether it is about a known flow at all ([`Run::related`]). All else stays as it is. Gives [`super::to_code`].
 #[inline(never)]
-fn error(ctx: &TcContext, work: &mut Work) -> u8 {
+pub(super) fn error(ctx: &TcContext, work: &mut Work) -> u8 {
     let Work { run, packet, quoted, to, .. } = work;
     // A look-up alone would mark the row as recently used.
     if run.explain || !quoted.parse_quoted(ctx, packet) || !as_sent(run, packet, quoted, to) {
@@ -65,6 +56,7 @@ fn as_sent(run: &mut Run, packet: &Packet, quoted: &Packet, to: &mut Translation
     if expired(flow, quoted.proto, limits(), now()) {
         return false;
     }
+    run.related = true;
     let forward = forward(flow);
     run.service = flow.service;
     run.backend = flow.backend;

@@ -5,6 +5,7 @@ use super::beside;
 use super::fragment::Fragment;
 use super::packet::Packet;
 use super::pods::{self, Seen};
+use super::policy::Case;
 use super::report::Run;
 use super::rewrite::Translation;
 use super::sum::Summing;
@@ -15,10 +16,12 @@ use crate::fragment::{
     DATAGRAMS, Datagram, FragmentKey, HELD_BYTES, HELD_GROUPS, HELD_SLOTS, HeldFrame, HeldRing,
 };
 use crate::pod::Pod;
+use crate::policy::{Audit, Audited, IdentityRow, PolicyKey, PolicyRow, Range};
 use crate::schema1;
 use crate::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey};
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf};
 
 #[map]
 pub(super) static POD_BY_IFINDEX: HashMap<u32, Pod> = HashMap::with_max_entries(1024, 0);
@@ -39,6 +42,24 @@ pub(super) static SLOTS: Array<u32> = Array::with_max_entries(262_144, 0);
 pub(super) static BACKENDS: Array<Backend> = Array::with_max_entries(65_536, 0);
 #[map]
 pub(super) static AFFINITY: LruHashMap<AffinityKey, Affinity> = LruHashMap::with_max_entries(65_536, 0);
+#[map]
+pub(super) static POLICY: HashMap<PolicyKey, PolicyRow> =
+    HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+#[map]
+pub(super) static RANGES: Array<Range> = Array::with_max_entries(65_536, 0);
+#[map]
+pub(super) static IDENTITIES: HashMap<Addr, IdentityRow> =
+    HashMap::with_max_entries(131_072, BPF_F_NO_PREALLOC);
+/// Keys as in [`crate::policy::Block`].
+#[map]
+pub(super) static BLOCKS: LpmTrie<Addr, u64> = LpmTrie::with_max_entries(16_384, 0);
+/// Has another value after each change by which a verdict may be another one.
+#[map]
+pub(super) static POLICY_EPOCH: Array<u64> = Array::with_max_entries(1, 0);
+#[map]
+pub(super) static AUDIT: Array<Audit> = Array::with_max_entries(1, 0);
+#[map]
+pub(super) static AUDITED: PerCpuArray<Audited> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub(super) static NURSERY: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(131_072, 0);
 #[map]
@@ -100,6 +121,7 @@ pub(super) struct Work {
     pub(super) quoted: Packet,
     pub(super) to: Translation,
     pub(super) choice: Choice,
+    pub(super) case: Case,
     pub(super) summing: Summing,
     pub(super) fragment: Fragment,
     /// A run within this run is to be expected: it takes the other row.
@@ -120,7 +142,7 @@ pub(super) const REJECT_ROWS: u32 = 256;
 #[map]
 pub(super) static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 
-/// Two flow rows, near leg and far leg, and a frontend's row at one moment.
+/// Two flow rows, near leg and far leg, and rows of the agent's tables at one moment.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(super) struct Scratch {
@@ -129,6 +151,8 @@ pub(super) struct Scratch {
     pub(super) other_key: FlowKey,
     pub(super) other: Flow,
     pub(super) frontend: Frontend,
+    pub(super) identity: IdentityRow,
+    pub(super) policy: PolicyRow,
 }
 
 /// The tables of the programs that run [`beside`] these, while there are any; else of one row, and unused.

@@ -78,7 +78,8 @@ pub(super) struct Packet {
     fragment_length: u32,
     /// Offset of the first byte behind the IP packet; the frame may be padded.
     end: u32,
-    /// Ports (or the echo identifier) were read: the packet belongs to a flow.
+    /// The packet belongs to a flow. Its ports were read; those of an echo are its identifier, those of a protocol
+    /// without ports are 0.
     pub(super) has_ports: bool,
     /// Read by [`headers`]: TCP or UDP right behind an IP header without options, both in the linear part.
     pub(super) plain: bool,
@@ -251,6 +252,9 @@ impl Packet {
     #[inline(always)]
     fn transport(&mut self, ctx: &TcContext) -> Option<()> {
         if self.later_fragment {
+            if !self.follows_its_first() {
+                self.ports(0, 0);
+            }
             // It would write over the header that was looked at in the first (RFC 3128).
             return if self.proto == TCP && self.fragment_offset < TCP_LEN { None } else { Some(()) };
         }
@@ -279,7 +283,7 @@ impl Packet {
                     self.ports(header[2], header[2]);
                 }
             }
-            _ => {}
+            _ => self.ports(0, 0),
         }
         Some(())
     }

@@ -5,6 +5,7 @@ use super::balance::Choice;
 use super::beside;
 use super::maps::Scratch;
 use super::packet::{Packet, SCTP};
+use super::policy::Case;
 use super::report::Run;
 use super::rewrite::{End, Translation};
 use super::table::{self, find, limits, now};
@@ -67,9 +68,10 @@ pub(super) fn forget_other(flow: &Flow, packet: &Packet, forward: bool) {
     }
 }
 
-/// Opens a translated flow: says what becomes of its packets, and records it. Gives [`to_code`].
+/// Opens a translated flow that was just allowed: says what becomes of its packets, and records it. Gives
+/// [`to_code`].
 #[inline(never)]
-pub(super) fn open(run: &Run, packet: &Packet, choice: &Choice, to: &mut Translation) -> u8 {
+pub(super) fn open(run: &Run, packet: &Packet, choice: &Choice, case: &Case, to: &mut Translation) -> u8 {
     to.end = End::Destination;
     to.addr = choice.addr;
     to.port = choice.port;
@@ -81,13 +83,19 @@ pub(super) fn open(run: &Run, packet: &Packet, choice: &Choice, to: &mut Transla
     if run.explain {
         return 0;
     }
-    to_code(record(packet, choice, run.endpoint, &mut to.other_port))
+    to_code(record(packet, choice, case, run.endpoint, &mut to.other_port))
 }
 
 /// Records both rows, the way back first, so that no reply finds it missing. Gives the client's port towards
 /// the backend.
 #[inline(always)]
-fn record(packet: &Packet, choice: &Choice, owner: u32, client_port: &mut u16) -> Result<(), u8> {
+fn record(
+    packet: &Packet,
+    choice: &Choice,
+    case: &Case,
+    owner: u32,
+    client_port: &mut u16,
+) -> Result<(), u8> {
     let Some(scratch) = table::scratch() else { return Err(reason::FLOW_TABLE_FULL) };
     let now = now();
     let mut kind = if choice.local_redirect { flow_flag::LOCAL_REDIRECT } else { 0 };
@@ -111,6 +119,9 @@ fn record(packet: &Packet, choice: &Choice, owner: u32, client_port: &mut u16) -
     flow.service = choice.service;
     flow.backend = choice.backend;
     flow.backend_generation = choice.generation;
+    flow.verdict = case.stamp(&scratch.key);
+    flow.egress_rule = case.egress_rule;
+    flow.ingress_rule = case.ingress_rule;
     flow.created = now;
     flow.last_seen = now;
     flow.owner = owner;
@@ -121,6 +132,7 @@ fn record(packet: &Packet, choice: &Choice, owner: u32, client_port: &mut u16) -
     other.xlat_port = packet.destination_port;
     other.xlat_addr = packet.destination;
     other.client_port = packet.source_port;
+    other.verdict = case.stamp(&scratch.other_key);
     table::record(&scratch.other_key, &scratch.other).map_err(|_| reason::FLOW_TABLE_FULL)?;
     table::record(&scratch.key, &scratch.flow).map_err(|_| reason::FLOW_TABLE_FULL)?;
     table::opened(2);

@@ -2,7 +2,10 @@
 
 use super::maps;
 use super::packet::Packet;
-use crate::event::{Count, Drop, DropKey, EXPLAIN_WORDS, total_index};
+use super::policy::Case;
+use super::table::now;
+use crate::event::{Count, Drop, DropKey, EXPLAIN_WORDS, OPENED, total_index};
+use crate::policy::Audit;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::TcContext;
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
@@ -17,6 +20,12 @@ pub(super) struct Run {
     pub(super) service: u32,
     pub(super) backend: u32,
     pub(super) rule: u32,
+    /// Of a flow that was opened, the rule that let it enter.
+    ingress_rule: u32,
+    /// The policy set that did not allow the packet.
+    pub(super) set: u64,
+    /// The packet is an ICMP error about a packet of a known flow.
+    pub(super) related: bool,
     /// The packet answers one that the node's own stack brought, and goes back there.
     pub(super) to_stack: bool,
     reason: u8,
@@ -41,6 +50,9 @@ impl Run {
             service: 0,
             backend: 0,
             rule: 0,
+            ingress_rule: 0,
+            set: 0,
+            related: false,
             to_stack: false,
             reason: 0,
         };
@@ -95,28 +107,64 @@ impl Run {
             // A table without room loses the counter, not the verdict.
             maps::DROPS.insert(key, first, 0).ok();
         }
-        if let Some(mut entry) = maps::EVENTS.reserve::<Drop>(0) {
-            let event = entry.as_mut_ptr();
-            // SAFETY: the reserved record; every field is written, and the struct has no padding.
-            unsafe {
-                (*event).time = bpf_ktime_get_ns();
-                (*event).source = packet.source;
-                (*event).destination = packet.original_destination;
-                (*event).source_port = packet.source_port;
-                (*event).destination_port = packet.original_destination_port;
-                (*event).proto = packet.proto;
-                (*event).tcp_flags = packet.tcp_flags;
-                (*event).reason = reason;
-                (*event).stage = self.stage;
-                (*event).ifindex = self.ifindex;
-                (*event).endpoint = self.endpoint;
-                (*event).service = self.service;
-                (*event).rule = self.rule;
-                (*event).length = length;
-                (*event).ethertype = u32::from(ethertype);
-            }
-            entry.submit(0);
+        self.send(packet, reason, length, ethertype);
+    }
+
+    /// Tells of a flow that the packet opened, if flows are audited and this CPU has not told enough of them.
+    #[inline(never)]
+    pub(super) fn opened(&mut self, ctx: &TcContext, packet: &Packet, case: &Case) {
+        let Some(&Audit { per_second }) = maps::AUDIT.get(0) else { return };
+        if per_second == 0 || self.explain {
+            return;
         }
+        let Some(audited) = maps::AUDITED.get_ptr_mut(0) else { return };
+        // SAFETY: a per-CPU value; programs of one CPU and hook do not preempt one another.
+        let audited = unsafe { &mut *audited };
+        let second = now();
+        if audited.second != second {
+            audited.second = second;
+            audited.told = 0;
+        }
+        if audited.told >= per_second {
+            audited.untold += 1;
+            return;
+        }
+        audited.told += 1;
+        self.rule = case.egress_rule;
+        self.ingress_rule = case.ingress_rule;
+        if !self.send(packet, OPENED, ctx.len(), super::packet::ethertype(ctx)) {
+            audited.untold += 1;
+        }
+    }
+
+    /// Writes an event; false if the ring has no room.
+    #[inline(always)]
+    fn send(&self, packet: &Packet, reason: u8, length: u32, ethertype: u16) -> bool {
+        let Some(mut entry) = maps::EVENTS.reserve::<Drop>(0) else { return false };
+        let event = entry.as_mut_ptr();
+        // SAFETY: the reserved record; every field is written, and the struct has no padding.
+        unsafe {
+            (*event).time = bpf_ktime_get_ns();
+            (*event).set = self.set;
+            (*event).source = packet.source;
+            (*event).destination = packet.original_destination;
+            (*event).source_port = packet.source_port;
+            (*event).destination_port = packet.original_destination_port;
+            (*event).proto = packet.proto;
+            (*event).tcp_flags = packet.tcp_flags;
+            (*event).reason = reason;
+            (*event).stage = self.stage;
+            (*event).ifindex = self.ifindex;
+            (*event).endpoint = self.endpoint;
+            (*event).service = self.service;
+            (*event).rule = self.rule;
+            (*event).ingress_rule = self.ingress_rule;
+            (*event).length = length;
+            (*event).ethertype = u32::from(ethertype);
+            (*event).pad = 0;
+        }
+        entry.submit(0);
+        true
     }
 
     /// Writes [`crate::event::Explained`] into the words that asked for it.

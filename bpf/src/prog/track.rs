@@ -5,6 +5,7 @@ use super::from_code;
 use super::maps::{self, Work};
 use super::packet::{Packet, TCP, tcp_flag};
 use super::pair::{self, belong, gives_way, image, initiator};
+use super::policy::{self, Case};
 use super::report::Run;
 use super::rewrite::{self, End, Translation};
 use super::table::{self, find, limits, now};
@@ -26,37 +27,46 @@ enum Known {
     Translated,
     /// A new flow straight to a backend, from a port that has another flow to it through a Service.
     Aside,
+    /// Policy does not allow it (any more).
+    Denied,
 }
 
 /// A packet that a pod sends: existing flow, Service, or plain new flow.
 #[inline(always)]
 pub(super) fn from_pod(ctx: &TcContext, work: &mut Work) -> Result<(), u8> {
     if !work.packet.has_ports {
-        return icmp::translate(ctx, work);
+        return without_ports(ctx, work);
     }
-    let Work { run, packet, to, choice, .. } = work;
-    let known = known(ctx, run, packet, to);
+    let Work { run, packet, to, choice, case, .. } = work;
+    let known = known(ctx, run, packet, to, case);
     match known {
+        Known::Denied => return Err(denied(packet, case)),
         Known::Direct => return Ok(()),
         Known::Translated => return rewrite::translate(ctx, packet, to),
         Known::Aside | Known::Unanswered | Known::New => choice.clear(),
     }
+    choice.addr = packet.destination;
+    choice.port = packet.destination_port;
     if let Known::Aside = known {
-        choice.addr = packet.destination;
-        choice.port = packet.destination_port;
         choice.aside = true;
-    }
-    let recorded = !matches!(known, Known::New);
-    if !choice.aside {
+    } else {
         from_code(balance::choose(ctx, run, packet, choice))?;
-        if choice.service == 0 {
-            if !recorded {
-                record_direct(run, packet);
-            }
+        if choice.service == 0 && !matches!(known, Known::New) {
             return Ok(());
         }
     }
-    from_code(pair::open(run, packet, choice, to))?;
+    case.set(&packet.source, &choice.addr, choice.port, packet.proto);
+    case.with_node = choice.local_redirect;
+    if policy::judge(run, case) != 0 {
+        return Err(denied(packet, case));
+    }
+    if choice.service == 0 && !choice.aside {
+        record_direct(run, packet, case);
+        run.opened(ctx, packet, case);
+        return Ok(());
+    }
+    from_code(pair::open(run, packet, choice, case, to))?;
+    run.opened(ctx, packet, case);
     rewrite::translate(ctx, packet, to)
 }
 
@@ -64,22 +74,55 @@ pub(super) fn from_pod(ctx: &TcContext, work: &mut Work) -> Result<(), u8> {
 #[inline(always)]
 pub(super) fn to_pod(ctx: &TcContext, work: &mut Work) -> Result<(), u8> {
     if !work.packet.has_ports {
-        return icmp::translate(ctx, work);
+        return without_ports(ctx, work);
     }
-    let Work { run, packet, to, .. } = work;
-    match known(ctx, run, packet, to) {
+    let Work { run, packet, to, case, .. } = work;
+    match known(ctx, run, packet, to, case) {
+        Known::Denied => Err(denied(packet, case)),
         Known::Translated if to.end == End::Source => rewrite::translate(ctx, packet, to),
         Known::Direct | Known::Unanswered | Known::Translated | Known::Aside => Ok(()),
         Known::New => {
-            record_direct(run, packet);
+            case.set(&packet.source, &packet.destination, packet.destination_port, packet.proto);
+            case.with_node = policy::sent_by_node(ctx, run);
+            if policy::judge(run, case) != 0 {
+                return Err(denied(packet, case));
+            }
+            record_direct(run, packet, case);
+            run.opened(ctx, packet, case);
             Ok(())
         }
     }
 }
 
+/// ICMP other than echo: what is about a known flow belongs to it, all else is judged packet by packet.
+#[inline(always)]
+fn without_ports(ctx: &TcContext, work: &mut Work) -> Result<(), u8> {
+    if work.packet.is_icmp_error() {
+        from_code(icmp::error(ctx, work))?;
+        // An explain run looks up no flow, and cannot tell.
+        if work.run.related || work.run.explain {
+            return Ok(());
+        }
+    }
+    let Work { run, packet, case, .. } = work;
+    case.set(&packet.source, &packet.destination, 0, packet.proto);
+    case.with_node = policy::sent_by_node(ctx, run);
+    from_code(policy::judge(run, case))
+}
+
+/// Notes in the view whom the packet was really for, and gives the reason.
+#[inline(always)]
+fn denied(packet: &mut Packet, case: &Case) -> u8 {
+    if packet.source == case.initiator {
+        packet.original_destination = case.responder;
+        packet.original_destination_port = case.port;
+    }
+    case.denied
+}
+
 /// Looks the flow up and keeps its row fresh.
 #[inline(never)]
-fn known(ctx: &TcContext, run: &mut Run, packet: &Packet, to: &mut Translation) -> Known {
+fn known(ctx: &TcContext, run: &mut Run, packet: &Packet, to: &mut Translation, case: &mut Case) -> Known {
     // A look-up alone would mark the row as recently used.
     if run.explain {
         return Known::New;
@@ -114,6 +157,11 @@ fn known(ctx: &TcContext, run: &mut Run, packet: &Packet, to: &mut Translation) 
     run.service = flow.service;
     run.backend = flow.backend;
     run.to_stack = !forward && flow.flags & flow_flag::FROM_STACK != 0;
+    if !allowed(run, flow, &key, forward)
+        && !judge_again(ctx, run, packet, Found { flow: &mut *flow, key: &key, forward }, case)
+    {
+        return Known::Denied;
+    }
     let way = Way { forward, established };
     touch(flow, packet, &key, way, now);
     to.end = match (flow.role, forward) {
@@ -132,6 +180,50 @@ fn known(ctx: &TcContext, run: &mut Run, packet: &Packet, to: &mut Translation) 
         (false, false) => packet.destination,
     };
     Known::Translated
+}
+
+/// True if the flow was judged in this epoch, and for this pod: one that has the address of another which is gone
+/// has none of its flows.
+#[inline(always)]
+fn allowed(run: &Run, flow: &Flow, key: &FlowKey, forward: bool) -> bool {
+    let inherited =
+        forward && run.stage == stage::POD_EGRESS && flow.owner != run.endpoint && flow.owner != 0;
+    flow.flags & flow_flag::FROM_NODE != 0 || flow.verdict ^ key.digest() == policy::epoch() && !inherited
+}
+
+/// A packet's flow, as it was found.
+struct Found<'a> {
+    flow: &'a mut Flow,
+    key: &'a FlowKey,
+    /// The packet goes from the initiator to the other end.
+    forward: bool,
+}
+
+/// Judges a flow of which policy may have changed, and notes what came of it. True: it is allowed.
+#[inline(never)]
+fn judge_again(ctx: &TcContext, run: &mut Run, packet: &Packet, found: Found<'_>, case: &mut Case) -> bool {
+    let Found { flow, key, forward } = found;
+    if forward {
+        case.set(&packet.source, &packet.destination, packet.destination_port, packet.proto);
+        case.with_node = policy::sent_by_node(ctx, run);
+    } else {
+        case.set(&packet.destination, &packet.source, packet.source_port, packet.proto);
+    }
+    if flow.role == role::FORWARD {
+        case.responder = flow.xlat_addr;
+        case.port = flow.xlat_port;
+    }
+    if flow.flags & (flow_flag::HAIRPIN | flow_flag::LOCAL_REDIRECT) != 0 {
+        case.with_node = true;
+    }
+    if policy::judge(run, case) != 0 {
+        return false;
+    }
+    // Even if the row is another flow's by now: a verdict says whose it is, rules only explain.
+    flow.egress_rule = case.egress_rule;
+    flow.ingress_rule = case.ingress_rule;
+    flow.verdict = case.stamp(key);
+    true
 }
 
 /// How a packet stands to the row it found.
@@ -253,6 +345,8 @@ fn settle(flow: &mut Flow, packet: &Packet, key: &FlowKey, way: u32, now: u32) {
     let mut other = None;
     if translated {
         image(flow, packet, way & 1 != 0, &mut scratch.other_key, &mut scratch.other);
+        // What one half was allowed, the other one is.
+        scratch.other.verdict = flow.verdict ^ key.digest() ^ scratch.other_key.digest();
         match find(&scratch.other_key) {
             Some((half, there)) if belong(half, &scratch.other) => {
                 // What one half alone may have seen stays; what this one takes back goes.
@@ -324,10 +418,10 @@ fn refuse(flow: &mut Flow, other: Option<&mut Flow>, why: u32) {
     table::refused(flow.owner, why);
 }
 
-/// Records a flow without translation. Nothing depends on the row yet, so that a full table is no reason
-/// to drop the packet.
+/// Records a flow without translation that was just allowed. Nothing depends on the row yet, so that a full table
+/// is no reason to drop the packet.
 #[inline(never)]
-fn record_direct(run: &Run, packet: &Packet) {
+fn record_direct(run: &Run, packet: &Packet, case: &Case) {
     if run.explain {
         return;
     }
@@ -343,7 +437,11 @@ fn record_direct(run: &Run, packet: &Packet) {
     scratch.flow = Flow::default();
     let from_stack = if run.stage == stage::POD_INGRESS { flow_flag::FROM_STACK } else { 0 };
     let replied = if answers { flow_flag::REPLIED } else { 0 };
-    scratch.flow.flags = initiator(from_high) | from_stack | replied;
+    let from_node = if case.with_node && !answers { flow_flag::FROM_NODE } else { 0 };
+    scratch.flow.flags = initiator(from_high) | from_stack | from_node | replied;
+    scratch.flow.verdict = case.stamp(&scratch.key);
+    scratch.flow.egress_rule = case.egress_rule;
+    scratch.flow.ingress_rule = case.ingress_rule;
     scratch.flow.created = now;
     scratch.flow.last_seen = now;
     scratch.flow.owner = run.endpoint;
