@@ -53,18 +53,16 @@ impl FlowKey {
     /// Of the whole key, for a row's [`Flow::verdict`].
     #[inline(always)]
     #[must_use]
-    pub const fn digest(&self) -> u32 {
+    pub fn digest(&self) -> u32 {
         const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
         let ([a, b, c, d], [e, f, g, h]) = (self.low.0, self.high.0);
         let ports = self.low_port as u32 | (self.high_port as u32) << 16;
         let kind = self.proto as u32 | (self.leg as u32) << 8;
         let words = [pair(a, b), pair(c, d), pair(e, f), pair(g, h), pair(ports, kind)];
         let mut hash = 0_u64;
-        let mut i = 0;
-        while i < words.len() {
-            hash = (hash ^ words[i]).wrapping_mul(FACTOR);
+        for word in words {
+            hash = (hash ^ word).wrapping_mul(FACTOR);
             hash ^= hash >> 29;
-            i += 1;
         }
         (hash >> 32) as u32
     }

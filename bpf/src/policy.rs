@@ -163,16 +163,8 @@ pub struct Audited {
 #[must_use]
 pub fn row_seal(key: &PolicyKey, row: &PolicyRow) -> u32 {
     let Decision { rule, action, tier, .. } = row.otherwise;
-    mix(&[
-        key.set as u32,
-        (key.set >> 32) as u32,
-        key.identity as u32,
-        (key.identity >> 32) as u32,
-        row.ranges,
-        row.count,
-        rule,
-        u32::from(action) | u32::from(tier) << 8,
-    ])
+    let ([a, b], [c, d]) = (halves(key.set), halves(key.identity));
+    mix(&[a, b, c, d, row.ranges, row.count, rule, u32::from(action) | u32::from(tier) << 8])
 }
 
 /// Seal of a row of `IDENTITIES`.
@@ -180,7 +172,13 @@ pub fn row_seal(key: &PolicyKey, row: &PolicyRow) -> u32 {
 #[must_use]
 pub fn identity_seal(addr: &Addr, row: &IdentityRow) -> u32 {
     let [a, b, c, d] = addr.0;
-    mix(&[a, b, c, d, row.identity as u32, (row.identity >> 32) as u32, row.flags])
+    let [e, f] = halves(row.identity);
+    mix(&[a, b, c, d, e, f, row.flags])
+}
+
+#[inline(always)]
+const fn halves(number: u64) -> [u32; 2] {
+    [(number & 0xffff_ffff) as u32, (number >> 32) as u32]
 }
 
 /// Never 0, which is how memory looks that nobody sealed.
