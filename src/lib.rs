@@ -7,7 +7,7 @@
 //! |---|---|
 //! | 0 | `netd_bpf` (the kernel ABI), [`model`], [`answer`], each module's `config` |
 //! | 1 | [`config`], [`datapath`], [`directory`], [`net`], [`telemetry`] |
-//! | 2 | pure planners and cores: [`service`], [`ipam`], `net::plan`, `cni::types` |
+//! | 2 | pure planners and cores: [`policy`], [`service`], [`ipam`], `net::plan`, `cni::types` |
 //! | 3 | [`store`], [`reconcile`], [`cni`] |
 //! | 4 | [`agent`] |
 //! | 5 | [`cli`] |
@@ -22,6 +22,7 @@ pub mod directory;
 pub mod ipam;
 pub mod model;
 pub mod net;
+pub mod policy;
 pub mod reconcile;
 pub mod service;
 pub mod store;
