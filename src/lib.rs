@@ -22,6 +22,7 @@ pub mod directory;
 pub mod ipam;
 pub mod model;
 pub mod net;
+pub mod policy;
 pub mod reconcile;
 pub mod service;
 pub mod store;

@@ -1,0 +1,4 @@
+//! NetworkPolicy: from the model to the tables that the programs judge by.
+
+#[cfg(test)]
+pub(crate) mod oracle;
