@@ -14,6 +14,8 @@ mod desired;
 pub mod eval;
 mod list;
 mod number;
+#[cfg(test)]
+pub(crate) mod oracle;
 mod planner;
 pub mod selector;
 #[cfg(test)]
