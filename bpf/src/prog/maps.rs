@@ -5,7 +5,7 @@ use super::beside;
 use super::fragment::Fragment;
 use super::packet::Packet;
 use super::pods::{self, Seen};
-use super::policy::Case;
+use super::policy::{Case, Search};
 use super::report::Run;
 use super::rewrite::Translation;
 use super::sum::Summing;
@@ -153,6 +153,7 @@ pub(super) struct Scratch {
     pub(super) frontend: Frontend,
     pub(super) identity: IdentityRow,
     pub(super) policy: PolicyRow,
+    pub(super) search: Search,
 }
 
 /// The tables of the programs that run [`beside`] these, while there are any; else of one row, and unused.

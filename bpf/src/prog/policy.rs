@@ -25,6 +25,7 @@ use crate::policy::{
 };
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::TcContext;
+use core::ptr::read_volatile;
 
 /// How often a row that changes while it is read is read again. Each change takes the agent a system call.
 const READ_TRIES: u32 = 4;
@@ -43,6 +44,9 @@ pub(super) struct Case {
     pub(super) proto: u8,
     /// One end is the node itself, or both are one pod: nothing is asked.
     pub(super) with_node: bool,
+    /// The flow is known, by `key`, but was judged in another epoch.
+    pub(super) stale: bool,
+    pub(super) key: FlowKey,
     /// The epoch before anything was looked up.
     pub(super) epoch: u32,
     /// Rules that allowed it, 0: none was needed.
@@ -50,6 +54,7 @@ pub(super) struct Case {
     pub(super) ingress_rule: u32,
     /// [`reason`] why not, or 0.
     pub(super) denied: u8,
+    asked: Asked,
 }
 
 impl Case {
@@ -106,139 +111,161 @@ pub(super) fn judge(run: &mut Run, case: &mut Case) -> u8 {
     if let Some(pod) = pods::by_addr(run, &case.initiator)
         && pod.egress_set != set::OPEN
     {
-        let asked = Asked { set: pod.egress_set, endpoint: pod.endpoint, egress: true };
-        if !allows(run, case, asked) {
-            case.denied = reason::EGRESS_DENIED;
-            return reason::EGRESS_DENIED;
-        }
+        case.asked = Asked { set: pod.egress_set, endpoint: pod.endpoint, reason: reason::EGRESS_DENIED };
+        ask(run, case);
     }
-    if let Some(pod) = pods::by_addr(run, &case.responder)
+    if case.denied == 0
+        && let Some(pod) = pods::by_addr(run, &case.responder)
         && pod.ingress_set != set::OPEN
     {
-        let asked = Asked { set: pod.ingress_set, endpoint: pod.endpoint, egress: false };
-        if !allows(run, case, asked) {
-            case.denied = reason::INGRESS_DENIED;
-            return reason::INGRESS_DENIED;
-        }
+        case.asked = Asked { set: pod.ingress_set, endpoint: pod.endpoint, reason: reason::INGRESS_DENIED };
+        ask(run, case);
     }
-    0
+    case.denied
 }
 
 /// Whose policies are asked.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Asked {
     set: u64,
     endpoint: u32,
-    egress: bool,
+    /// Why the packet is dropped if they do not allow it; this says the direction, too.
+    reason: u8,
 }
 
-/// Asks one set.
-#[inline(always)]
-fn allows(run: &mut Run, case: &mut Case, asked: Asked) -> bool {
-    let Some(scratch) = table::scratch() else { return false };
-    let other = if asked.egress { &case.responder } else { &case.initiator };
-    let known = identify(other, &mut scratch.identity);
-    if known && asked.egress && scratch.identity.flags & identity_flag::NODE != 0 {
-        return true;
+/// Asks one set, and notes what it says: the rule that allows, or that it does not. Nothing is returned, nor are
+/// there arguments but what is in maps: so the verifier goes through this but once for each place that it is called.
+#[inline(never)]
+fn ask(run: &mut Run, case: &mut Case) {
+    let Asked { set, endpoint, reason } = case.asked;
+    let egress = reason == reason::EGRESS_DENIED;
+    case.denied = reason;
+    let Some(scratch) = table::scratch() else { return };
+    let maps::Scratch { identity, policy, search, .. } = scratch;
+    identify(if egress { &case.responder } else { &case.initiator }, identity, search);
+    if egress && identity.flags & identity_flag::NODE != 0 && search.found {
+        case.denied = 0;
+        return;
     }
-    let mut decision = Decision::default();
-    if known && asked.set != set::CLOSED {
-        let mut key = PolicyKey { set: asked.set, identity: scratch.identity.identity };
-        let found = match read(&key, &mut scratch.policy) {
-            Read::Absent => {
-                key.identity = identity::ANY;
-                read(&key, &mut scratch.policy)
-            }
-            found => found,
-        };
-        if let Read::Whole = found {
-            decision = decide(&scratch.policy, point(case.proto, u16::from_be(case.port)));
+    search.point = point(case.proto, u16::from_be(case.port));
+    search.decision = Decision::default();
+    if search.found && set != set::CLOSED {
+        let mut key = PolicyKey { set, identity: identity.identity };
+        read(&key, policy, search);
+        if search.absent {
+            key.identity = identity::ANY;
+            read(&key, policy, search);
+        }
+        if search.found {
+            decide(policy, search);
         }
     }
-    if decision.action == action::ALLOW {
-        if asked.egress {
-            case.egress_rule = decision.rule;
+    if search.decision.action == action::ALLOW {
+        case.denied = 0;
+        if egress {
+            case.egress_rule = search.decision.rule;
         } else {
-            case.ingress_rule = decision.rule;
+            case.ingress_rule = search.decision.rule;
         }
-        return true;
+        return;
     }
-    run.set = asked.set;
-    run.rule = decision.rule;
-    run.endpoint = asked.endpoint;
-    false
+    run.set = set;
+    run.rule = search.decision.rule;
+    run.endpoint = endpoint;
 }
 
-/// What reading a row came to.
-enum Read {
-    Whole,
-    Absent,
-    /// It changed again and again.
-    Torn,
+/// What the steps of a look-up tell each other.
+#[derive(Clone, Copy)]
+pub(super) struct Search {
+    /// A row was read whole.
+    found: bool,
+    /// There is none; if neither is so, it changed again and again.
+    absent: bool,
+    /// Of the packet.
+    point: u32,
+    /// The ranges in question are those from here…
+    low: u32,
+    /// …to before this one.
+    high: u32,
+    decision: Decision,
 }
 
-/// Finds the identity of an address; false: it changed again and again.
+/// Finds the identity of an address.
 #[inline(always)]
-fn identify(addr: &Addr, into: &mut IdentityRow) -> bool {
-    let mut missed = false;
+fn identify(addr: &Addr, into: &mut IdentityRow, search: &mut Search) {
+    search.found = false;
+    search.absent = false;
     for _ in 0..READ_TRIES {
         // SAFETY: copied at once.
         if let Some(row) = unsafe { maps::IDENTITIES.get(addr) } {
             *into = *row;
             if into.seal == identity_seal(addr, into) {
-                return true;
+                search.found = true;
+                return;
             }
-        } else if missed {
+        } else if search.absent {
             into.flags = 0;
             into.identity =
                 maps::BLOCKS.get(Key::new(ADDRESS_BITS, *addr)).map_or(identity::WORLD, |block| *block);
-            return true;
+            search.found = true;
+            return;
         } else {
             // See `balance::read_frontend`: who looks while a row is replaced may see neither.
-            missed = true;
+            search.absent = true;
         }
     }
-    false
 }
 
 /// Copies a row.
-#[inline(always)]
-fn read(key: &PolicyKey, into: &mut PolicyRow) -> Read {
+#[inline(never)]
+fn read(key: &PolicyKey, into: &mut PolicyRow, search: &mut Search) {
+    search.found = false;
+    search.absent = false;
     let mut missed = false;
     for _ in 0..READ_TRIES {
         // SAFETY: copied at once.
         if let Some(row) = unsafe { maps::POLICY.get(key) } {
             *into = *row;
             if into.seal == row_seal(key, into) {
-                return Read::Whole;
+                search.found = true;
+                return;
             }
         } else if missed {
-            return Read::Absent;
+            search.absent = true;
+            return;
         } else {
             missed = true;
         }
     }
-    Read::Torn
 }
 
 /// What a row says of a protocol's port.
 #[inline(always)]
-fn decide(row: &PolicyRow, point: u32) -> Decision {
-    let mut low = row.ranges;
-    let mut high = row.ranges.wrapping_add(row.count);
+fn decide(row: &PolicyRow, search: &mut Search) {
+    search.low = row.ranges;
+    search.high = row.ranges.wrapping_add(row.count);
+    search.decision = row.otherwise;
     for _ in 0..=RANGE_STEPS {
+        // Read anew each time: of what comes out of a map the verifier knows nothing, and so looks at one step only,
+        // not at each way through all of them.
+        // SAFETY: words of this CPU's scratch memory.
+        let (low, high) =
+            unsafe { (read_volatile(&raw const search.low), read_volatile(&raw const search.high)) };
         if low >= high {
-            break;
+            return;
         }
         let middle = low + (high - low) / 2;
-        let Some(range) = maps::RANGES.get(middle) else { return Decision::default() };
-        if point < range.first {
-            high = middle;
-        } else if point > range.last {
-            low = middle + 1;
+        let Some(range) = maps::RANGES.get(middle) else {
+            search.decision = Decision::default();
+            return;
+        };
+        if search.point < range.first {
+            search.high = middle;
+        } else if search.point > range.last {
+            search.low = middle + 1;
         } else {
-            return range.decision;
+            search.decision = range.decision;
+            return;
         }
     }
-    row.otherwise
 }

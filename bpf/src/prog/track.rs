@@ -27,8 +27,6 @@ enum Known {
     Translated,
     /// A new flow straight to a backend, from a port that has another flow to it through a Service.
     Aside,
-    /// Policy does not allow it (any more).
-    Denied,
 }
 
 /// A packet that a pod sends: existing flow, Service, or plain new flow.
@@ -39,8 +37,10 @@ pub(super) fn from_pod(ctx: &TcContext, work: &mut Work) -> Result<(), u8> {
     }
     let Work { run, packet, to, choice, case, .. } = work;
     let known = known(ctx, run, packet, to, case);
+    if case.stale && !judge_again(run, case) {
+        return Err(denied(packet, case));
+    }
     match known {
-        Known::Denied => return Err(denied(packet, case)),
         Known::Direct => return Ok(()),
         Known::Translated => return rewrite::translate(ctx, packet, to),
         Known::Aside | Known::Unanswered | Known::New => choice.clear(),
@@ -77,8 +77,11 @@ pub(super) fn to_pod(ctx: &TcContext, work: &mut Work) -> Result<(), u8> {
         return without_ports(ctx, work);
     }
     let Work { run, packet, to, case, .. } = work;
-    match known(ctx, run, packet, to, case) {
-        Known::Denied => Err(denied(packet, case)),
+    let known = known(ctx, run, packet, to, case);
+    if case.stale && !judge_again(run, case) {
+        return Err(denied(packet, case));
+    }
+    match known {
         Known::Translated if to.end == End::Source => rewrite::translate(ctx, packet, to),
         Known::Direct | Known::Unanswered | Known::Translated | Known::Aside => Ok(()),
         Known::New => {
@@ -123,6 +126,7 @@ fn denied(packet: &mut Packet, case: &Case) -> u8 {
 /// Looks the flow up and keeps its row fresh.
 #[inline(never)]
 fn known(ctx: &TcContext, run: &mut Run, packet: &Packet, to: &mut Translation, case: &mut Case) -> Known {
+    case.stale = false;
     // A look-up alone would mark the row as recently used.
     if run.explain {
         return Known::New;
@@ -157,10 +161,8 @@ fn known(ctx: &TcContext, run: &mut Run, packet: &Packet, to: &mut Translation, 
     run.service = flow.service;
     run.backend = flow.backend;
     run.to_stack = !forward && flow.flags & flow_flag::FROM_STACK != 0;
-    if !allowed(run, flow, &key, forward)
-        && !judge_again(ctx, run, packet, Found { flow: &mut *flow, key: &key, forward }, case)
-    {
-        return Known::Denied;
+    if !allowed(run, flow, &key, forward) {
+        file(ctx, run, packet, Found { flow, key: &key, forward }, case);
     }
     let way = Way { forward, established };
     touch(flow, packet, &key, way, now);
@@ -193,15 +195,16 @@ fn allowed(run: &Run, flow: &Flow, key: &FlowKey, forward: bool) -> bool {
 
 /// A packet's flow, as it was found.
 struct Found<'a> {
-    flow: &'a mut Flow,
+    flow: &'a Flow,
     key: &'a FlowKey,
     /// The packet goes from the initiator to the other end.
     forward: bool,
 }
 
-/// Judges a flow of which policy may have changed, and notes what came of it. True: it is allowed.
-#[inline(never)]
-fn judge_again(ctx: &TcContext, run: &mut Run, packet: &Packet, found: Found<'_>, case: &mut Case) -> bool {
+/// Brings a flow of which policy may have changed before the judge. Not here: a call costs the verifier the more,
+/// the more of different kind may be in hand.
+#[inline(always)]
+fn file(ctx: &TcContext, run: &Run, packet: &Packet, found: Found<'_>, case: &mut Case) {
     let Found { flow, key, forward } = found;
     if forward {
         case.set(&packet.source, &packet.destination, packet.destination_port, packet.proto);
@@ -216,13 +219,22 @@ fn judge_again(ctx: &TcContext, run: &mut Run, packet: &Packet, found: Found<'_>
     if flow.flags & (flow_flag::HAIRPIN | flow_flag::LOCAL_REDIRECT) != 0 {
         case.with_node = true;
     }
+    case.stale = true;
+    case.key = *key;
+}
+
+/// Judges a known flow, and notes in its row that it is allowed, if it is.
+#[inline(never)]
+fn judge_again(run: &mut Run, case: &mut Case) -> bool {
     if policy::judge(run, case) != 0 {
         return false;
     }
-    // Even if the row is another flow's by now: a verdict says whose it is, rules only explain.
-    flow.egress_rule = case.egress_rule;
-    flow.ingress_rule = case.ingress_rule;
-    flow.verdict = case.stamp(key);
+    if let Some((flow, _)) = find(&case.key) {
+        // Even if the row is another flow's by now: a verdict says whose it is, rules only explain.
+        flow.egress_rule = case.egress_rule;
+        flow.ingress_rule = case.ingress_rule;
+        flow.verdict = case.stamp(&case.key);
+    }
     true
 }
 

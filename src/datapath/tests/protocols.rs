@@ -66,7 +66,13 @@ fn sctp_gre_and_esp_go_from_pod_to_pod_as_they_are() {
         }
         let paths = rig.datapath.path_counts().unwrap();
         assert_eq!(paths[path::PEER as usize].1.packets, 14);
-        assert!(rig.datapath.flows().unwrap().iter().all(|row| row.key.proto == SCTP));
+        // Each is a flow, answers included; SCTP's has ports.
+        let flows = rig.datapath.flows().unwrap();
+        assert_eq!(flows.len(), 14);
+        for row in flows {
+            let ports = row.key.low_port | row.key.high_port;
+            assert_eq!(ports != 0, row.key.proto == SCTP, "{row:?}");
+        }
     });
 }
 
@@ -93,7 +99,13 @@ fn an_sctp_service_translates_addresses_and_leaves_the_rest() {
                 assert_eq!(ran.verdict, OK);
                 assert_eq!(packet(&ran.packet), packet(&raw(vip, client, SCTP, &answer())));
             }
-            assert!(rig.datapath.flows().unwrap().iter().all(|row| row.key.proto == SCTP));
+            // Each is a flow, answers included; SCTP's has ports.
+        let flows = rig.datapath.flows().unwrap();
+        assert_eq!(flows.len(), 14);
+        for row in flows {
+            let ports = row.key.low_port | row.key.high_port;
+            assert_eq!(ports != 0, row.key.proto == SCTP, "{row:?}");
+        }
         }
     });
 }
@@ -128,6 +140,8 @@ fn a_tcp_service_s_bytes_in_another_protocol_are_no_tcp() {
             let ran = rig.pod_sends(&frame);
             assert_eq!((ran.verdict, &ran.packet), (OK, &frame), "protocol {proto}");
         }
-        assert!(rig.datapath.flows().unwrap().is_empty());
+        let flows = rig.datapath.flows().unwrap();
+        assert_eq!(flows.len(), 4, "a flow each");
+        assert!(flows.iter().all(|row| row.flow.role == role::DIRECT && row.flow.service == 0), "{flows:?}");
     });
 }
