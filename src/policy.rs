@@ -16,6 +16,7 @@ mod list;
 mod number;
 mod planner;
 pub mod selector;
+pub mod tables;
 #[cfg(test)]
 mod testing;
 
