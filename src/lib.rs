@@ -5,7 +5,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | 0 | `netd_bpf` (the kernel ABI), [`model`], [`answer`], each module's `config` |
+//! | 0 | `netd_bpf` (the kernel ABI), [`model`], [`answer`], `slots`, each module's `config` |
 //! | 1 | [`config`], [`datapath`], [`directory`], [`net`], [`telemetry`] |
 //! | 2 | pure planners and cores: [`policy`], [`service`], [`ipam`], `net::plan`, `cni::types` |
 //! | 3 | [`store`], [`reconcile`], [`cni`] |
@@ -25,5 +25,6 @@ pub mod net;
 pub mod policy;
 pub mod reconcile;
 pub mod service;
+mod slots;
 pub mod store;
 pub mod telemetry;

@@ -18,6 +18,7 @@ mod number;
 pub(crate) mod oracle;
 mod planner;
 pub mod selector;
+pub mod tables;
 #[cfg(test)]
 mod testing;
 

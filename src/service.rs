@@ -7,6 +7,5 @@
 
 mod backends;
 pub mod plan;
-mod slots;
 pub mod tables;
 pub mod view;

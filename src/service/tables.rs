@@ -31,7 +31,7 @@ mod write;
 
 use super::backends::Backends;
 use super::plan::{Desired, DesiredFrontend, DesiredService, PortName};
-use super::slots::{Range, Slots};
+use crate::slots::{Range, Slots};
 use crate::model::ObjectName;
 use netd_bpf::service::{Backend, Frontend, FrontendKey, kind};
 use serde::Serialize;

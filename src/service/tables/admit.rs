@@ -5,7 +5,7 @@ use super::{Tables, Usage};
 use crate::model::{ObjectName, Protocol};
 use crate::service::backends::BackendKey;
 use crate::service::plan::{DesiredFrontend, DesiredService, PortName};
-use crate::service::slots::Range;
+use crate::slots::Range;
 use netd_bpf::service::kind;
 use serde::Serialize;
 use std::cmp::Reverse;

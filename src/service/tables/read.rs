@@ -7,7 +7,7 @@
 
 use super::{Limits, Record, Tables};
 use crate::service::backends::Backends;
-use crate::service::slots::{Range, Slots};
+use crate::slots::{Range, Slots};
 use netd_bpf::service::{Backend, Frontend, FrontendKey, backend_state, kind};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap, HashSet};

@@ -3,7 +3,7 @@
 use super::{NameChange, Op, Plan, Port, Record, Tables, address};
 use crate::service::backends::BackendKey;
 use crate::service::plan::{DesiredFrontend, DesiredService, PortName};
-use crate::service::slots::Range;
+use crate::slots::Range;
 use netd_bpf::service::{Frontend, FrontendKey, frontend_flag, kind};
 
 /// How a frontend's row comes by its slots.

@@ -8,9 +8,10 @@ pub(super) const PURE: u8 = 2;
 
 /// Modules and their layers. The longest match wins, so that one folder can span layers; whatever is below a
 /// listed module is of its layer.
-const LAYERS: [(&str, u8); 40] = [
+const LAYERS: [(&str, u8); 41] = [
     ("answer", BASE),
     ("model", BASE),
+    ("slots", BASE),
     ("config", 1),
     ("datapath", 1),
     ("directory", 1),

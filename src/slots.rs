@@ -1,7 +1,7 @@
-//! Which slots of the flat slot array are whose: an allocator of ranges with a quarantine.
+//! Which slots of a flat kernel array are whose: an allocator of ranges with a quarantine.
 //!
-//! A slot is free, in use (a frontend names its range), or held: no frontend names it any more, but a
-//! program that read the frontend before may still be about to read the slot. Best fit, lowest first;
+//! A slot is free, in use (a row of another table names its range), or held: no row names it any more, but a
+//! program that read the row before may still be about to read the slot. Best fit, lowest first;
 //! neighbouring free ranges are one. A retired range is held from the moment at which the flip that left it
 //! is known to be in the kernel ([`Slots::applied`]), not from when it was planned.
 
@@ -10,16 +10,16 @@ use std::time::Instant;
 
 /// A range of slots.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Range {
+pub(crate) struct Range {
     /// First slot.
-    pub(super) base: u32,
+    pub(crate) base: u32,
     /// How many.
-    pub(super) len: u32,
+    pub(crate) len: u32,
 }
 
 /// The allocator.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Slots {
+pub(crate) struct Slots {
     capacity: u32,
     /// Free ranges by start.
     free: BTreeMap<u32, u32>,
@@ -37,9 +37,13 @@ pub(super) struct Slots {
 }
 
 impl Slots {
-    /// From the array's content and the ranges that frontends name, which do not overlap. What nobody names
+    /// From the array's content and the ranges that rows name, which do not overlap. What nobody names
     /// but was written at some time may have been named a moment ago, and is held until `until`.
-    pub(super) fn from_content(content: &[u32], used: &BTreeMap<u32, u32>, until: Instant) -> Self {
+    pub(crate) fn from_content<T: Default + PartialEq>(
+        content: &[T],
+        used: &BTreeMap<u32, u32>,
+        until: Instant,
+    ) -> Self {
         let mut slots =
             Self { capacity: u32::try_from(content.len()).unwrap_or(u32::MAX), ..Self::default() };
         let mut cursor = 0;
@@ -54,13 +58,13 @@ impl Slots {
     }
 
     /// Sorts the slots from `start` to `end` into free and held stretches.
-    fn take_unused(&mut self, content: &[u32], start: u32, end: u32, until: Instant) {
-        let mut base = start;
+    fn take_unused<T: Default + PartialEq>(&mut self, content: &[T], start: u32, end: u32, until: Instant) {
+        let (mut base, unwritten) = (start, T::default());
         let stretch = content.get(start as usize..end as usize).unwrap_or_default();
-        for run in stretch.chunk_by(|a, b| (*a == 0) == (*b == 0)) {
+        for run in stretch.chunk_by(|a, b| (*a == unwritten) == (*b == unwritten)) {
             let len = u32::try_from(run.len()).unwrap_or(u32::MAX);
             let range = Range { base, len };
-            if run.first() == Some(&0) {
+            if run.first() == Some(&unwritten) {
                 self.give(range);
             } else {
                 self.waiting += len;
@@ -71,7 +75,7 @@ impl Slots {
     }
 
     /// Takes a range of `len` slots, if some free range is long enough. `len` is not 0.
-    pub(super) fn allocate(&mut self, len: u32) -> Option<Range> {
+    pub(crate) fn allocate(&mut self, len: u32) -> Option<Range> {
         let &(have, base) = self.fits.range((len, 0)..).next()?;
         self.fits.remove(&(have, base));
         self.free.remove(&base);
@@ -85,13 +89,13 @@ impl Slots {
     }
 
     /// Gives back a range that was never named.
-    pub(super) fn cancel(&mut self, range: Range) {
+    pub(crate) fn cancel(&mut self, range: Range) {
         self.leave(range);
         self.give(range);
     }
 
     /// Of a range in use the first `len` slots stay so, if any; a planned flip leaves the others.
-    pub(super) fn shrink(&mut self, range: Range, len: u32) -> Option<Range> {
+    pub(crate) fn shrink(&mut self, range: Range, len: u32) -> Option<Range> {
         self.leave(range);
         let left = Range { base: range.base + len, len: range.len - len };
         if left.len > 0 {
@@ -107,19 +111,19 @@ impl Slots {
     }
 
     /// A range that a planned flip leaves.
-    pub(super) fn retire(&mut self, range: Range) {
+    pub(crate) fn retire(&mut self, range: Range) {
         self.leave(range);
         self.waiting += range.len;
         self.retired.push(range);
     }
 
     /// The planned flips are done: what they left is held until `until`.
-    pub(super) fn applied(&mut self, until: Instant) {
+    pub(crate) fn applied(&mut self, until: Instant) {
         self.held.extend(self.retired.drain(..).map(|range| (until, range)));
     }
 
     /// Frees what was held for long enough.
-    pub(super) fn expire(&mut self, now: Instant) {
+    pub(crate) fn expire(&mut self, now: Instant) {
         while let Some((_, range)) = self.held.pop_front_if(|(until, _)| *until <= now) {
             self.waiting -= range.len;
             self.give(range);
@@ -127,32 +131,32 @@ impl Slots {
     }
 
     /// When the next held range becomes free.
-    pub(super) fn next_expiry(&self) -> Option<Instant> {
+    pub(crate) fn next_expiry(&self) -> Option<Instant> {
         self.held.front().map(|(until, _)| *until)
     }
 
     /// When the last held range becomes free.
-    pub(super) fn last_expiry(&self) -> Option<Instant> {
+    pub(crate) fn last_expiry(&self) -> Option<Instant> {
         self.held.back().map(|(until, _)| *until)
     }
 
-    /// Slots that frontends name.
-    pub(super) fn in_use(&self) -> u32 {
+    /// Slots that rows name.
+    pub(crate) fn in_use(&self) -> u32 {
         self.in_use
     }
 
     /// Slots that will become free by waiting.
-    pub(super) fn waiting(&self) -> u32 {
+    pub(crate) fn waiting(&self) -> u32 {
         self.waiting
     }
 
     /// Slots free now, in whatever pieces.
-    pub(super) fn available(&self) -> u32 {
+    pub(crate) fn available(&self) -> u32 {
         self.capacity - self.in_use - self.waiting
     }
 
     /// Length of the longest range in use.
-    pub(super) fn longest(&self) -> u32 {
+    pub(crate) fn longest(&self) -> u32 {
         self.lengths.last_key_value().map_or(0, |(&len, _)| len)
     }
 
@@ -193,7 +197,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn empty(capacity: usize) -> Slots {
-        Slots::from_content(&vec![0; capacity], &BTreeMap::new(), Instant::now())
+        Slots::from_content(&vec![0_u32; capacity], &BTreeMap::new(), Instant::now())
     }
 
     #[test]
@@ -256,7 +260,7 @@ mod tests {
     fn written_slots_that_nobody_names_are_held_after_a_restart() {
         let now = Instant::now();
         let used = BTreeMap::from([(2, 2)]);
-        let mut slots = Slots::from_content(&[7, 0, 1, 2, 0, 0, 9, 9], &used, now + SECOND);
+        let mut slots = Slots::from_content(&[7_u32, 0, 1, 2, 0, 0, 9, 9], &used, now + SECOND);
         assert_eq!((slots.in_use(), slots.waiting(), slots.available()), (2, 3, 3));
         assert_eq!(slots.allocate(2), Some(Range { base: 4, len: 2 }));
         assert_eq!(slots.allocate(2), None);
