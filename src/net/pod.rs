@@ -2,12 +2,13 @@
 //!
 //! Pod side: the interface under its asked name, `/32` and `/128` addresses, a default route by a gateway that
 //! a permanent neighbour entry resolves ([`GATEWAY_V4`], [`GATEWAY_V6`]), `lo` up. No ARP, no ND, no duplicate
-//! detection: the addresses are usable when [`create`] returns. Host side: `<pod>/32` and `<pod>/128` routes
+//! detection: the addresses are usable when [`start`] returns. Host side: `<pod>/32` and `<pod>/128` routes
 //! of protocol [`RTPROT_NETD`], permanent neighbours for the pod's addresses, forwarding on.
 //!
 //! Invariants:
 //! - Everything of a pod hangs on the pair: deleting the host end removes addresses, routes, neighbours.
 //! - [`create`] leaves all or nothing, also when its future is dropped half-way.
+//! - Between [`create`] and [`start`] no packet passes: there is time for the datapath to learn of the pod.
 //! - The host end's name is a function of container and interface, its alias says whose it is: what
 //!   [`list`] returns is enough to rebuild a ledger.
 //! - The pod's MAC address is a function of the name too, set explicitly, so that no udev policy changes it.
@@ -19,7 +20,7 @@ mod list;
 mod tests;
 
 pub use check::check;
-pub use create::create;
+pub use create::{create, start};
 pub(super) use list::pod_of;
 pub use list::{HostEnd, list};
 

@@ -1,4 +1,7 @@
-//! Making a pod's interface: the pair first, then both ends at the same time.
+//! Making a pod's interface: the pair first, then both ends at the same time; and, once the datapath knows the pod,
+//! bringing it up.
+//!
+//! Until then the host end is down, and so there is no carrier: not one packet passes, whatever the pod sends.
 
 use super::{Error, PodInterface, PodLink, pod_mac};
 use crate::net::netlink::{
@@ -18,7 +21,8 @@ const LOOPBACK: u32 = 1;
 /// The kernel's link watch takes microseconds, or until others release the rtnl lock.
 const READY_WITHIN: Duration = Duration::from_secs(20);
 
-/// Creates a pod's interface with all that belongs to it: all of it or, on any error, nothing.
+/// Creates a pod's interface with all that belongs to it but what [`start`] does: all of it or, on any error,
+/// nothing.
 ///
 /// # Errors
 /// [`Error::Exists`]: there is a host end of this name, untouched; [`Error::PodNameTaken`]; others name the
@@ -115,8 +119,22 @@ async fn configure(host: &Netlink, inside: &Netlink, pod: &PodInterface) -> Resu
     let end = host.link_by_name(&pod.host_name).await?.ok_or_else(missing)?;
     let peer = end.peer.ok_or_else(missing)?;
     future::try_join(host_side(host, pod, &end), pod_side(inside, pod, peer)).await?;
-    ready(host, end.index, inside, peer, pod).await?;
     Ok(PodLink { host_ifindex: end.index, host_mac: HOST_MAC, pod_mac: pod_mac(&pod.host_name) })
+}
+
+/// Brings the host end up, with the node's routes to the pod, and waits until both ends can send. Where it fails
+/// the interface is to be deleted.
+///
+/// # Errors
+/// [`Error::Missing`]: there is no such host end; [`Error::NotReady`]; others name the step that failed.
+pub async fn start(nl: &Netlink, pod: &PodInterface) -> Result<(), Error> {
+    pod.validate()?;
+    let inside = Netlink::open_in(&NetNs::open(&pod.netns)?)?;
+    let missing = || Error::Missing { host_name: pod.host_name.clone() };
+    let end = nl.link_by_name(&pod.host_name).await?.ok_or_else(missing)?;
+    let peer = end.peer.ok_or_else(missing)?;
+    nl.apply(bring_up(pod, &end)).await?;
+    ready(nl, end.index, &inside, peer, pod).await
 }
 
 async fn pod_side(nl: &Netlink, pod: &PodInterface, ifindex: u32) -> Result<(), Error> {
@@ -160,22 +178,27 @@ async fn host_side(nl: &Netlink, pod: &PodInterface, end: &Link) -> Result<(), E
     if wants_v6 && !has_v6 {
         return Err(Error::NoIpv6 { host_name: pod.host_name.clone() });
     }
-    let up = LinkChange { up: Some(true), ..LinkChange::default() };
-    let mut requests: Vec<Request> = Vec::with_capacity(4 + 2 * pod.addresses.len());
     if has_v6 {
         // All host ends have one MAC address, so the kernel would give them all one address. `do_setlink`
         // looks at this after it has brought a link up: a request of its own.
         let no_link_local = LinkChange { no_link_local: true, ..LinkChange::default() };
-        requests.push(change_link(end.index, &end.name, &no_link_local));
+        nl.change_link(end.index, &end.name, &no_link_local).await?;
     }
+    Ok(())
+}
+
+/// The kernel takes no route to a link that is down.
+fn bring_up(pod: &PodInterface, end: &Link) -> Vec<Request> {
+    let up = LinkChange { up: Some(true), ..LinkChange::default() };
+    let mut requests: Vec<Request> = Vec::with_capacity(2 + 2 * pod.addresses.len());
     requests.push(change_link(end.index, &end.name, &up));
-    if wants_v6 {
+    if pod.has_v6() {
         requests.push(add_address(end.index, &end.name, gateway_net()));
     }
     let mac = pod_mac(&pod.host_name);
     requests.extend(pod.addresses.iter().map(|address| add_neighbor(end.index, &end.name, *address, mac)));
     requests.extend(pod.host_routes(end.index).map(|route| add_route(&route)));
-    Ok(nl.apply(requests).await?)
+    requests
 }
 
 /// The host end forwards, believes no router and answers for nobody. Returns whether it has IPv6.

@@ -43,6 +43,13 @@ fn pings(ns: &NetNs, to: &str) {
     assert!(ok, "{text}\n{}", sh(ns, "ip addr; ip route; ip -6 route; ip neigh; ip -s link"));
 }
 
+/// Makes an interface and brings it up.
+async fn make(nl: &Netlink, pod: &PodInterface) -> Result<PodLink, Error> {
+    let link = create(nl, pod).await?;
+    start(nl, pod).await?;
+    Ok(link)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn dual_stack_pods_reach_the_node_and_each_other() {
     let node = node();
@@ -50,8 +57,8 @@ async fn dual_stack_pods_reach_the_node_and_each_other() {
     let (before_node, before_pod) = (traces(&node.ns), traces(&first));
     let a = pod(&first, 1, &["10.1.0.2", "2001:db8:1::2"]);
     let b = pod(&second, 2, &["10.1.0.3", "2001:db8:1::3"]);
-    let link = create(&node.nl, &a).await.unwrap();
-    create(&node.nl, &b).await.unwrap();
+    let link = make(&node.nl, &a).await.unwrap();
+    make(&node.nl, &b).await.unwrap();
     for (from, to) in [
         (&node.ns, "10.1.0.2"),
         (&node.ns, "2001:db8:1::2"),
@@ -81,13 +88,43 @@ async fn dual_stack_pods_reach_the_node_and_each_other() {
     assert_eq!(sh(&first, "ip route; ip neigh").trim(), "");
 }
 
+/// Packets that the host end has seen, of either direction.
+fn seen(node: &Node, host_name: &str) -> u64 {
+    let shown = sh(&node.ns, &format!("ip -j -s link show dev {host_name}"));
+    let links: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    ["rx", "tx"].iter().map(|way| links[0]["stats64"][way]["packets"].as_u64().unwrap()).sum()
+}
+
+#[tokio::test]
+async fn until_it_is_started_not_one_packet_passes() {
+    let node = node();
+    let ns = namespace();
+    let a = pod(&ns, 1, &["10.1.0.2", "2001:db8:1::2"]);
+    create(&node.nl, &a).await.unwrap();
+    for to in ["192.0.2.1", "2001:db8:ffff::1"] {
+        assert!(!try_sh(&ns, &format!("ping -n -c2 -i0.1 -W1 {to}")).0, "{to}");
+    }
+    assert!(!try_sh(&node.ns, "ping -n -c1 -W1 10.1.0.2").0);
+    assert_eq!(seen(&node, &a.host_name), 0);
+    let error = check(&node.nl, &a).await.unwrap_err().to_string();
+    assert!(error.contains("host end is down"), "{error}");
+    // Of a node that dies here nobody takes it for a pod's: there is no route to it.
+    assert_eq!(list(&node.nl).await.unwrap()[0].addresses, Vec::<std::net::IpAddr>::new());
+    start(&node.nl, &a).await.unwrap();
+    for to in ["192.0.2.1", "2001:db8:ffff::1"] {
+        pings(&ns, to);
+    }
+    assert!(seen(&node, &a.host_name) >= 4);
+    check(&node.nl, &a).await.unwrap();
+}
+
 #[tokio::test]
 async fn ipv4_only_pod_has_no_ipv6_route() {
     let node = node();
     let (ns, peer) = (namespace(), namespace());
     let a = pod(&ns, 1, &["10.1.0.2"]);
-    create(&node.nl, &a).await.unwrap();
-    create(&node.nl, &pod(&peer, 2, &["10.1.0.3"])).await.unwrap();
+    make(&node.nl, &a).await.unwrap();
+    make(&node.nl, &pod(&peer, 2, &["10.1.0.3"])).await.unwrap();
     pings(&node.ns, "10.1.0.2");
     pings(&ns, "10.1.0.3");
     assert!(!sh(&ns, "ip -6 route").contains("default"));
@@ -100,8 +137,8 @@ async fn ipv6_only_pod_has_no_ipv4_route() {
     let node = node();
     let (ns, peer) = (namespace(), namespace());
     let a = pod(&ns, 1, &["2001:db8:1::2"]);
-    create(&node.nl, &a).await.unwrap();
-    create(&node.nl, &pod(&peer, 2, &["2001:db8:1::3"])).await.unwrap();
+    make(&node.nl, &a).await.unwrap();
+    make(&node.nl, &pod(&peer, 2, &["2001:db8:1::3"])).await.unwrap();
     pings(&node.ns, "2001:db8:1::2");
     pings(&ns, "2001:db8:1::3");
     assert_eq!(sh(&ns, "ip -4 route; ip -4 neigh").trim(), "");
@@ -116,14 +153,14 @@ async fn ipv6_comes_on_where_the_runtime_switched_it_off() {
     let ns = namespace();
     sh(&ns, "sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1");
     let a = pod(&ns, 1, &["10.1.0.2", "2001:db8:1::2"]);
-    create(&node.nl, &a).await.unwrap();
+    make(&node.nl, &a).await.unwrap();
     pings(&node.ns, "2001:db8:1::2");
     pings(&ns, "2001:db8:1::2");
     check(&node.nl, &a).await.unwrap();
     // A pod without IPv6 leaves it off.
     let other = namespace();
     sh(&other, "sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1");
-    create(&node.nl, &pod(&other, 2, &["10.1.0.3"])).await.unwrap();
+    make(&node.nl, &pod(&other, 2, &["10.1.0.3"])).await.unwrap();
     pings(&ns, "10.1.0.3");
     assert_eq!(sh(&other, "sysctl -n net.ipv6.conf.eth0.disable_ipv6").trim(), "1");
 }
@@ -135,7 +172,7 @@ async fn settings_hold_on_both_ends() {
     sh(&node.ns, "sysctl -qw net.ipv4.conf.default.forwarding=0 net.ipv6.conf.default.forwarding=0");
     let ns = namespace();
     let a = pod(&ns, 1, &["10.1.0.2", "2001:db8:1::2"]);
-    create(&node.nl, &a).await.unwrap();
+    make(&node.nl, &a).await.unwrap();
     for (key, value) in [
         ("ipv4.conf.{}.forwarding", "1"),
         ("ipv4.conf.{}.rp_filter", "0"),
@@ -157,22 +194,22 @@ async fn taken_names_are_told_apart_and_left_alone() {
     let node = node();
     let (ns, other) = (namespace(), namespace());
     let a = pod(&ns, 1, &["10.1.0.2"]);
-    let link = create(&node.nl, &a).await.unwrap();
+    let link = make(&node.nl, &a).await.unwrap();
     let (node_before, pod_before) = (traces(&node.ns), traces(&ns));
-    let again = create(&node.nl, &a).await.unwrap_err();
+    let again = make(&node.nl, &a).await.unwrap_err();
     assert!(again.is_exists(), "{again}");
     assert_eq!(again.to_string(), format!("interface {} exists already", a.host_name));
     let elsewhere = PodInterface { netns: path_of(&other), ..a.clone() };
-    assert!(create(&node.nl, &elsewhere).await.unwrap_err().is_exists());
+    assert!(make(&node.nl, &elsewhere).await.unwrap_err().is_exists());
     let second = PodInterface { netns: path_of(&ns), ..pod(&ns, 2, &["10.1.0.9"]) };
-    let taken = create(&node.nl, &second).await.unwrap_err();
+    let taken = make(&node.nl, &second).await.unwrap_err();
     assert!(matches!(&taken, Error::PodNameTaken { pod_name, .. } if pod_name == "eth0"), "{taken}");
     assert_eq!((traces(&node.ns), traces(&ns)), (node_before, pod_before));
     assert_eq!(check(&node.nl, &a).await.unwrap(), link);
 }
 
 #[tokio::test]
-async fn failure_on_the_node_half_way_leaves_nothing() {
+async fn a_start_that_fails_is_undone_with_the_link() {
     let node = node();
     // The last request of the host side fails: somebody has a route to the pod's second address.
     sh(
@@ -180,11 +217,14 @@ async fn failure_on_the_node_half_way_leaves_nothing() {
         "ip link add other type veth peer name other2; ip link set other up; ip -6 route add 2001:db8:1::2 dev other",
     );
     let ns = namespace();
-    let before = (traces(&node.ns), sh(&ns, "ip -o link"));
-    let error = create(&node.nl, &pod(&ns, 1, &["10.1.0.2", "2001:db8:1::2"])).await.unwrap_err();
+    let before = traces(&node.ns);
+    let a = pod(&ns, 1, &["10.1.0.2", "2001:db8:1::2"]);
+    create(&node.nl, &a).await.unwrap();
+    let error = start(&node.nl, &a).await.unwrap_err();
     assert!(error.to_string().starts_with("add route 2001:db8:1::2/128 dev #"), "{error}");
     assert!(matches!(&error, Error::Netlink(e) if e.is_exists()), "{error:?}");
-    assert_eq!(traces(&node.ns), before.0);
+    assert!(delete(&node.nl, &a.host_name).await.unwrap());
+    assert_eq!(traces(&node.ns), before);
     assert_eq!(sh(&ns, "ip -o link | wc -l").trim(), "1");
 }
 
@@ -194,7 +234,7 @@ async fn failure_in_the_pod_half_way_leaves_nothing() {
     let ns = namespace();
     sh(&ns, "ip link add net9 type veth peer name net8; ip link set net9 up; ip route add default dev net9");
     let before = (traces(&node.ns), sh(&ns, "ip -o link | cut -d' ' -f2; ip -4 route; ip neigh"));
-    let error = create(&node.nl, &pod(&ns, 1, &["10.1.0.2"])).await.unwrap_err();
+    let error = make(&node.nl, &pod(&ns, 1, &["10.1.0.2"])).await.unwrap_err();
     assert!(error.to_string().starts_with("add route 0.0.0.0/0 via 169.254.1.1"), "{error}");
     assert_eq!((traces(&node.ns), sh(&ns, "ip -o link | cut -d' ' -f2; ip -4 route; ip neigh")), before);
 }
@@ -258,13 +298,13 @@ async fn bad_requests_are_refused_by_name() {
             "MTU 1279 is not between 1280 and 65535",
         ),
     ] {
-        let error = create(&node.nl, &bad).await.unwrap_err();
+        let error = make(&node.nl, &bad).await.unwrap_err();
         assert_eq!(error.to_string(), format!("pod interface {}: {reason}", bad.host_name));
     }
     let own = PodInterface { netns: path_of(&node.ns), ..good.clone() };
-    assert!(matches!(create(&node.nl, &own).await, Err(Error::OwnNamespace { .. })));
+    assert!(matches!(make(&node.nl, &own).await, Err(Error::OwnNamespace { .. })));
     let gone = PodInterface { netns: "/run/netns/nt-net-no-such".into(), ..good.clone() };
-    assert!(create(&node.nl, &gone).await.unwrap_err().is_netns_gone());
+    assert!(make(&node.nl, &gone).await.unwrap_err().is_netns_gone());
     assert!(matches!(delete(&node.nl, "lo").await, Err(Error::Invalid { .. })));
     assert!(list(&node.nl).await.unwrap().is_empty());
 }
@@ -274,7 +314,7 @@ async fn small_mtu_works_without_ipv6() {
     let node = node();
     let ns = namespace();
     let a = PodInterface { mtu: 1000, ..pod(&ns, 1, &["10.1.0.2"]) };
-    create(&node.nl, &a).await.unwrap();
+    make(&node.nl, &a).await.unwrap();
     pings(&node.ns, "10.1.0.2");
     check(&node.nl, &a).await.unwrap();
 }
@@ -284,7 +324,7 @@ async fn check_names_everything_that_differs() {
     let node = node();
     let ns = namespace();
     let a = pod(&ns, 1, &["10.1.0.2", "2001:db8:1::2"]);
-    create(&node.nl, &a).await.unwrap();
+    make(&node.nl, &a).await.unwrap();
     let host = &a.host_name;
     sh(&node.ns, &format!("ip link set {host} alias other mtu 1400; ip neigh del 10.1.0.2 dev {host}"));
     sh(&node.ns, &format!("ip route del 10.1.0.2; ip addr del fe80::1/64 dev {host}"));
@@ -309,7 +349,7 @@ async fn check_names_everything_that_differs() {
     // A plugin after netd changed the pod's MAC address: the node would send to the old one.
     let other = namespace();
     let b = pod(&other, 2, &["10.1.0.3"]);
-    create(&node.nl, &b).await.unwrap();
+    make(&node.nl, &b).await.unwrap();
     sh(&other, "ip link set eth0 address 02:00:00:00:00:07");
     let error = check(&node.nl, &b).await.unwrap_err().to_string();
     assert!(error.contains("as neighbour 10.1.0.3, not 02:00:00:00:00:07"), "{error}");
@@ -325,8 +365,8 @@ async fn list_tells_what_a_ledger_needs() {
     let (first, second) = (namespace(), namespace());
     let a = pod(&first, 1, &["10.1.0.2", "2001:db8:1::2"]);
     let b = pod(&second, 2, &["10.1.0.3"]);
-    let link_a = create(&node.nl, &a).await.unwrap();
-    create(&node.nl, &b).await.unwrap();
+    let link_a = make(&node.nl, &a).await.unwrap();
+    make(&node.nl, &b).await.unwrap();
     let ends = list(&node.nl).await.unwrap();
     assert_eq!(ends.len(), 2);
     assert_eq!(
@@ -350,7 +390,7 @@ async fn host_end_goes_with_the_pods_namespace() {
     let node = node();
     let ns = namespace();
     let a = pod(&ns, 1, &["10.1.0.2"]);
-    create(&node.nl, &a).await.unwrap();
+    make(&node.nl, &a).await.unwrap();
     drop(ns);
     eventually("the host end goes", || !try_sh(&node.ns, &format!("ip link show {}", a.host_name)).0);
     assert!(!delete(&node.nl, &a.host_name).await.unwrap());
@@ -365,7 +405,7 @@ async fn hundred_pods_at_once() {
         .map(|(n, ns)| pod(ns, n, &[format!("10.1.0.{n}").as_str(), format!("2001:db8:1::{n:x}").as_str()]))
         .collect();
     let started = Instant::now();
-    let links = futures_util::future::join_all(wanted.iter().map(|pod| create(&node.nl, pod))).await;
+    let links = futures_util::future::join_all(wanted.iter().map(|pod| make(&node.nl, pod))).await;
     println!("100 creates: {:?}", started.elapsed());
     let indexes: BTreeSet<u32> = links.into_iter().map(|link| link.unwrap().host_ifindex).collect();
     assert_eq!(indexes.len(), 100);
@@ -380,7 +420,7 @@ async fn hundred_pods_at_once() {
     assert!(list(&node.nl).await.unwrap().is_empty());
     let started = Instant::now();
     for pod in &wanted {
-        create(&node.nl, pod).await.unwrap();
+        make(&node.nl, pod).await.unwrap();
     }
     println!("100 creates one by one: {:?}", started.elapsed());
 }
@@ -416,7 +456,7 @@ async fn first_packet_to_a_new_ipv6_pod_arrives() {
     for n in 0..40 {
         let ns = namespace();
         let a = pod(&ns, n, &["2001:db8:1::2"]);
-        create(&node.nl, &a).await.unwrap();
+        make(&node.nl, &a).await.unwrap();
         pings(&node.ns, "2001:db8:1::2");
         delete(&node.nl, &a.host_name).await.unwrap();
     }
