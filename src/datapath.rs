@@ -22,7 +22,9 @@ mod offline;
 mod open;
 mod pin;
 mod pods;
+mod policy;
 mod reclaim;
+mod registry;
 mod services;
 mod shape;
 mod shares;
@@ -33,8 +35,11 @@ pub use flows::FlowRow;
 pub use offline::remove_pod_offline;
 pub use open::{Kept, OpenReport, Resized};
 pub use pods::PodRows;
+pub use policy::PolicyLimits;
 pub use reclaim::{FlowFill, Pass, Swept, Way};
+pub use registry::Sets;
 
+use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuHashMap, RingBuf};
 use aya::programs::SchedClassifier;
 use config::Config;
@@ -42,6 +47,7 @@ use netd_bpf::Addr;
 use netd_bpf::event::{Count, DropKey, EXPLAIN_WORDS};
 use netd_bpf::flow::{Flow, FlowKey, Share};
 use netd_bpf::pod::Pod;
+use netd_bpf::policy::{IdentityRow, PolicyKey, PolicyRow, Range};
 use netd_bpf::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey};
 use pin::Pins;
 use std::fmt;
@@ -57,6 +63,13 @@ pub struct Datapath {
     pod_by_ifindex: Mutex<HashMap<MapData, u32, Pod>>,
     pod_by_addr: Mutex<HashMap<MapData, Addr, Pod>>,
     pod_epoch: Mutex<Array<MapData, u64>>,
+    /// Taken before the locks of the maps of pods.
+    registry: Mutex<registry::Registry>,
+    policy: Mutex<HashMap<MapData, PolicyKey, PolicyRow>>,
+    ranges: Mutex<Array<MapData, Range>>,
+    identities: Mutex<HashMap<MapData, Addr, IdentityRow>>,
+    blocks: Mutex<LpmTrie<MapData, Addr, u64>>,
+    policy_epoch: Mutex<Array<MapData, u64>>,
     frontends: Mutex<HashMap<MapData, FrontendKey, Frontend>>,
     slots: Mutex<Array<MapData, u32>>,
     backends: Mutex<Array<MapData, Backend>>,

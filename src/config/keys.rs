@@ -58,6 +58,10 @@ pub(super) fn keys(config: &Config) -> Vec<Key> {
         backends,
         slots,
         pods,
+        policy_rows,
+        policy_ranges,
+        identities,
+        blocks,
         timeouts,
     } = datapath;
     let datapath::config::Timeouts {
@@ -96,6 +100,10 @@ pub(super) fn keys(config: &Config) -> Vec<Key> {
         key("datapath.backends", (*backends).into(), Restart),
         key("datapath.slots", (*slots).into(), Restart),
         key("datapath.pods", (*pods).into(), Restart),
+        key("datapath.policy_rows", (*policy_rows).into(), Restart),
+        key("datapath.policy_ranges", (*policy_ranges).into(), Restart),
+        key("datapath.identities", (*identities).into(), Restart),
+        key("datapath.blocks", (*blocks).into(), Restart),
         key("datapath.timeouts.tcp_established", duration::format(*tcp_established).into(), Restart),
         key("datapath.timeouts.tcp_opening", duration::format(*tcp_opening).into(), Restart),
         key("datapath.timeouts.tcp_half_closed", duration::format(*tcp_half_closed).into(), Restart),

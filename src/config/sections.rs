@@ -154,6 +154,10 @@ fn datapath(s: &mut Section<'_, '_>) -> datapath::config::Config {
         backends: size(s, "backends", 65_536, 64..=4_194_304),
         slots: size(s, "slots", 262_144, 128..=16_777_216),
         pods: size(s, "pods", 1_024, 1..=65_536),
+        policy_rows: size(s, "policy_rows", 65_536, 1_024..=4_194_304),
+        policy_ranges: size(s, "policy_ranges", 65_536, 4_096..=4_194_304),
+        identities: size(s, "identities", 131_072, 1_024..=4_194_304),
+        blocks: size(s, "blocks", 16_384, 64..=1_048_576),
         timeouts: s.section("timeouts", timeouts),
     }
 }

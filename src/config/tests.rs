@@ -330,6 +330,7 @@ fn what_is_adopted_is_what_was_said_to_apply_at_once() {
         ipam: {pod_cidrs: [10.0.0.0/24], draining: [10.0.1.0/24], cool_down: 1s}\n\
         network: {uplinks: [eth0], mtu: 1400, node_routes: false}\n\
         datapath: {bpffs: /f, flows: 2048, flows_per_pod: 9, nursery: 2048, affinity: 64, frontends: 64, backends: 64, slots: 128, pods: 1,\
+          policy_rows: 1024, policy_ranges: 4096, identities: 1024, blocks: 64,\
           timeouts: {tcp_established: 1s, tcp_opening: 1s, tcp_half_closed: 1s, tcp_closed: 1s, one_way: 1s, two_way: 1s}}\n\
         agent: {drain: 1s}\nmetrics: {listen: \"127.0.0.1:1\"}\nlog: {filter: debug, format: json}\n";
     let new = load(everything).config;

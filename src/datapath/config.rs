@@ -26,6 +26,14 @@ pub struct Config {
     pub slots: u32,
     /// Pods of this node. Default 1 024.
     pub pods: u32,
+    /// What sets of policies say of identities. Default 65 536.
+    pub policy_rows: u32,
+    /// Ranges of ports in what they say; equal lists are shared. Default 65 536.
+    pub policy_ranges: u32,
+    /// Addresses of pods, of the whole cluster, and of this node. Default 131 072.
+    pub identities: u32,
+    /// Blocks of addresses that policies name. Default 16 384.
+    pub blocks: u32,
     /// How long flows are remembered.
     pub timeouts: Timeouts,
 }

@@ -183,8 +183,8 @@ impl Error {
         limit: u32,
         key: &'static str,
     ) -> impl Fn(aya::maps::MapError) -> Self {
-        // What hash tables say.
-        move |source| match is(&source, libc::E2BIG) {
+        // What hash tables say, and what tries do.
+        move |source| match is(&source, libc::E2BIG) || is(&source, libc::ENOSPC) {
             true => Self::Full { map, limit, key },
             false => Self::map(map)(source),
         }

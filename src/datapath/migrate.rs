@@ -20,6 +20,9 @@ use super::pin::Pins;
 use super::shape::{OF_FLOWS, UNSIZED, shapes};
 use super::{Error, attach, batch};
 use netd_bpf::event::path;
+use netd_bpf::pod::Pod;
+use netd_bpf::schema1;
+use sizes::Rows;
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -177,10 +180,14 @@ impl Move {
             return Ok(());
         }
         let limits = self.config.limits();
-        let mut carrier = flows::Carrier::new(&limits, &self.from, &self.to, self.untouched)?;
-        match &self.beside {
-            Beside::Schema1(_) => carrier.bring_schema1()?,
-            Beside::SameSchema(_) | Beside::Alone => carrier.bring()?,
+        let rows = match &self.beside {
+            Beside::Schema1(_) => Rows::Schema1,
+            Beside::SameSchema(_) | Beside::Alone => Rows::Current,
+        };
+        let mut carrier = flows::Carrier::new(&limits, (&self.from, rows), &self.to, self.untouched)?;
+        match rows {
+            Rows::Schema1 => carrier.bring_schema1()?,
+            Rows::Current => carrier.bring()?,
         }
         flows::count_shares(&self.to)
     }
@@ -246,4 +253,16 @@ fn each<K: aya::Pod + Default, V: aya::Pod + Default>(
         if result.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
     result
+}
+
+/// The same with a table of pods, whose rows become rows of this schema.
+fn each_pod<K: aya::Pod + Default>(
+    (pins, rows): (&Pins, Rows),
+    name: &'static str,
+    mut look: impl FnMut(K, Pod) -> Result<(), Error>,
+) -> Result<(), Error> {
+    match rows {
+        Rows::Schema1 => each(pins, name, |key, row: schema1::Pod| look(key, row.import())),
+        Rows::Current => each(pins, name, look),
+    }
 }

@@ -18,7 +18,9 @@ use super::migrate::sizes::{self, Rows};
 use super::object::{self, Beside, Loaded};
 use super::pin::{Pins, refuse_newer};
 use super::reclaim::{Means, Reclaimer};
-use super::{Datapath, Error, attach, mount, shape};
+use super::registry::Registry;
+use super::{Datapath, Error, attach, locked, mount, shape};
+use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuHashMap, RingBuf};
 use netd_bpf::schema1;
 use std::sync::{Mutex, RwLock};
@@ -150,6 +152,12 @@ fn assemble(config: Config, pins: Pins, mut loaded: Loaded) -> Result<Datapath, 
         pod_by_ifindex: Mutex::new(loaded.take("POD_BY_IFINDEX", HashMap::try_from)?),
         pod_by_addr: Mutex::new(loaded.take("POD_BY_ADDR", HashMap::try_from)?),
         pod_epoch: Mutex::new(loaded.take("POD_EPOCH", Array::try_from)?),
+        registry: Mutex::default(),
+        policy: Mutex::new(loaded.take("POLICY", HashMap::try_from)?),
+        ranges: Mutex::new(loaded.take("RANGES", Array::try_from)?),
+        identities: Mutex::new(loaded.take("IDENTITIES", HashMap::try_from)?),
+        blocks: Mutex::new(loaded.take("BLOCKS", LpmTrie::try_from)?),
+        policy_epoch: Mutex::new(loaded.take("POLICY_EPOCH", Array::try_from)?),
         frontends: Mutex::new(loaded.take("FRONTENDS", HashMap::try_from)?),
         slots: Mutex::new(loaded.take("SLOTS", Array::try_from)?),
         backends: Mutex::new(loaded.take("BACKENDS", Array::try_from)?),
@@ -167,7 +175,9 @@ fn assemble(config: Config, pins: Pins, mut loaded: Loaded) -> Result<Datapath, 
         pins,
         config,
     };
+    *locked(&datapath.registry) = Registry::of(&datapath.pod_rows()?);
     // Whoever changed rows before may not have come to say so.
     datapath.pods_changed()?;
+    datapath.bump_policy_epoch()?;
     Ok(datapath)
 }

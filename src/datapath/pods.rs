@@ -10,17 +10,22 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 impl Datapath {
-    /// Writes a pod's rows; the last one written is the one by interface, without which the pod cannot send.
+    /// Writes a pod's rows; the last one written is the one by interface, without which the pod cannot send. Its
+    /// policy sets are those that were said of it ([`Datapath::set_policy`]), whatever `pod` has.
     ///
     /// # Errors
     /// A table is full; all rows are as they were before then.
     pub fn upsert_pod(&self, pod: &Pod) -> Result<(), Error> {
+        let mut registry = locked(&self.registry);
+        let pod = registry.sets(pod.endpoint).on(pod);
         let mut undo = Undo::default();
-        let written = self.write_pod(pod, &mut undo).and_then(|()| self.pods_changed());
-        written.inspect_err(|_| {
+        let written = self.write_pod(&pod, &mut undo).and_then(|()| self.pods_changed());
+        match &written {
+            Ok(()) => registry.stands(&pod),
             // The first error is the one to tell.
-            drop(self.undo(pod, undo));
-        })
+            Err(_) => drop(self.undo(&pod, undo)),
+        }
+        written
     }
 
     /// Has the programs forget what they remember of pods' rows.
@@ -28,7 +33,7 @@ impl Datapath {
     /// # Errors
     /// The kernel refuses.
     pub(super) fn pods_changed(&self) -> Result<(), Error> {
-        next_epoch(&mut locked(&self.pod_epoch))
+        next_epoch(&mut locked(&self.pod_epoch), "POD_EPOCH")
     }
 
     fn write_pod(&self, pod: &Pod, undo: &mut Undo) -> Result<(), Error> {
@@ -66,13 +71,14 @@ impl Datapath {
         Error::room(map, rows, "datapath.pods")
     }
 
-    /// Removes a pod's rows, those by address only while they are this pod's. Rows that are not there are no
-    /// error.
+    /// Removes a pod's rows, those by address only while they are this pod's, and forgets its policy sets. Rows
+    /// that are not there are no error.
     ///
     /// # Errors
     /// The kernel refuses.
     pub fn remove_pod(&self, pod: &Pod) -> Result<(), Error> {
-        let removed = self.remove_rows(pod);
+        let mut registry = locked(&self.registry);
+        let removed = self.remove_rows(pod).map(|()| registry.removed(pod));
         // What is gone must not be remembered, whatever could not be removed.
         removed.and(self.pods_changed())
     }
@@ -148,13 +154,13 @@ fn put_back<K: aya::Pod>(
     }
 }
 
-/// Gives `POD_EPOCH` a value that it never had: the time since boot in nanoseconds, so that two who change it at
-/// once do not give it the same.
-pub(super) fn next_epoch(map: &mut Array<MapData, u64>) -> Result<(), Error> {
-    let before = map.get(&0, 0).map_err(Error::map("POD_EPOCH"))?;
+/// Gives an epoch (`POD_EPOCH`, `POLICY_EPOCH`) a value that it never had: the time since boot in nanoseconds, so
+/// that two who change it at once do not give it the same.
+pub(super) fn next_epoch(map: &mut Array<MapData, u64>, name: &'static str) -> Result<(), Error> {
+    let before = map.get(&0, 0).map_err(Error::map(name))?;
     let time = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from);
     let time = u64::try_from(time.as_nanos()).unwrap_or_default();
-    map.set(0, time.max(before.wrapping_add(1)), 0).map_err(Error::map("POD_EPOCH"))
+    map.set(0, time.max(before.wrapping_add(1)), 0).map_err(Error::map(name))
 }
 
 /// The pod's addresses that are set.
@@ -185,14 +191,14 @@ mod tests {
             let other = pod(99, 9, "", "fd00::9");
             locked(&rig.datapath.pod_by_addr).insert(other.v6, other, 0).unwrap();
             assert_eq!((rows(), share()), ((Some(1), None, Some(9), 2), Some(0)));
-            let error = rig.datapath.upsert_pod(&one).unwrap_err();
+            let error = rig.upsert_pod(&one).unwrap_err();
             assert!(matches!(error, Error::Full { map: "POD_BY_ADDR", .. }), "{error:?}");
             assert_eq!((rows(), share()), ((Some(1), None, Some(9), 2), Some(0)));
 
             // What was another's is again.
             locked(&rig.datapath.pod_by_addr).remove(&other.v6).unwrap();
-            rig.datapath.upsert_pod(&one).unwrap();
-            let error = rig.datapath.upsert_pod(&pod(50, 5, "10.0.0.1", "fd00::9")).unwrap_err();
+            rig.upsert_pod(&one).unwrap();
+            let error = rig.upsert_pod(&pod(50, 5, "10.0.0.1", "fd00::9")).unwrap_err();
             assert!(matches!(error, Error::Full { .. }), "{error:?}");
             assert_eq!(rows(), (Some(1), Some(1), None, 2));
             assert_eq!(rig.datapath.share(5).unwrap(), None);

@@ -5,6 +5,7 @@ use super::config::Config;
 use super::pin::Pins;
 use netd_bpf::flow::{Flow, FlowKey, Share};
 use netd_bpf::pod::Pod;
+use netd_bpf::policy::{Block, IdentityRow, PolicyKey, PolicyRow, Range};
 use netd_bpf::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey};
 use netd_bpf::{Addr, schema1};
 
@@ -21,7 +22,7 @@ pub(super) struct Shape {
 }
 
 /// Those of this schema.
-pub(super) fn shapes(config: &Config) -> [Shape; 9] {
+pub(super) fn shapes(config: &Config) -> [Shape; 13] {
     let addresses = config.pods.saturating_mul(2);
     [
         shape::<u32, Pod>("POD_BY_IFINDEX", config.pods),
@@ -33,14 +34,18 @@ pub(super) fn shapes(config: &Config) -> [Shape; 9] {
         shape::<FlowKey, Flow>("NURSERY", config.nursery),
         shape::<u32, Share>("SHARES", config.pods),
         shape::<AffinityKey, Affinity>("AFFINITY", config.affinity),
+        shape::<PolicyKey, PolicyRow>("POLICY", config.policy_rows),
+        shape::<u32, Range>("RANGES", config.policy_ranges),
+        shape::<Addr, IdentityRow>("IDENTITIES", config.identities),
+        shape::<Block, u64>("BLOCKS", config.blocks),
     ]
 }
 
 /// Those of schema 1 that a datapath cannot do without.
 fn shapes_of_schema1() -> [Shape; 6] {
     [
-        shape::<u32, Pod>("POD_BY_IFINDEX", 0),
-        shape::<Addr, Pod>("POD_BY_ADDR", 0),
+        shape::<u32, schema1::Pod>("POD_BY_IFINDEX", 0),
+        shape::<Addr, schema1::Pod>("POD_BY_ADDR", 0),
         shape::<FrontendKey, schema1::Frontend>("FRONTENDS", 0),
         shape::<u32, u32>("SLOTS", 0),
         shape::<u32, schema1::Backend>("BACKENDS", 0),
@@ -53,8 +58,11 @@ const fn shape<K, V>(name: &'static str, entries: u32) -> Shape {
 }
 
 /// Maps that have one size for ever.
-pub(super) const UNSIZED: [&str; 9] = [
+pub(super) const UNSIZED: [&str; 12] = [
     "POD_EPOCH",
+    "POLICY_EPOCH",
+    "AUDIT",
+    "AUDITED",
     "DROPS",
     "DROP_TOTALS",
     "PATHS",

@@ -30,6 +30,8 @@ mod pieces;
 #[cfg(not(netd_bpf_stub))]
 mod pins;
 #[cfg(not(netd_bpf_stub))]
+mod policy;
+#[cfg(not(netd_bpf_stub))]
 mod pool;
 #[cfg(not(netd_bpf_stub))]
 mod ports;
@@ -72,6 +74,10 @@ fn a_build_without_programs_says_so() {
         backends: 1,
         slots: 1,
         pods: 1,
+        policy_rows: 1,
+        policy_ranges: 1,
+        identities: 1,
+        blocks: 1,
         timeouts: Timeouts::default(),
     };
     let error = Datapath::open(&config).map(drop).expect_err("there is nothing to load");

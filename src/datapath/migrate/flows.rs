@@ -8,7 +8,8 @@ use super::super::Error;
 use super::super::answers::{NOEXIST, absent_is_fine, is, present};
 use super::super::conversation::now;
 use super::super::pin::Pins;
-use super::each;
+use super::sizes::Rows;
+use super::{each, each_pod};
 use aya::maps::{HashMap, MapData, MapError};
 use netd_bpf::flow::{Flow, FlowKey, Limits, Share, expired, flow_flag};
 use netd_bpf::pod::Pod;
@@ -39,9 +40,14 @@ pub(super) struct Carrier<'a> {
 }
 
 impl<'a> Carrier<'a> {
-    pub(super) fn new(limits: &'a Limits, from: &'a Pins, to: &Pins, untouched: bool) -> Result<Self, Error> {
+    pub(super) fn new(
+        limits: &'a Limits,
+        (from, rows): (&'a Pins, Rows),
+        to: &Pins,
+        untouched: bool,
+    ) -> Result<Self, Error> {
         let mut pods = Counts::new();
-        each(from, "POD_BY_ADDR", |addr: Addr, pod: Pod| {
+        each_pod((from, rows), "POD_BY_ADDR", |addr: Addr, pod| {
             pods.insert(addr, pod.endpoint);
             Ok(())
         })?;

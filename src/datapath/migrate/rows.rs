@@ -3,10 +3,13 @@
 use super::super::Error;
 use super::super::answers::{NOEXIST, is};
 use super::super::pin::Pins;
-use super::each;
+use super::sizes::Rows;
+use super::{each, each_pod};
+use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, Map, MapData, PerCpuArray};
 use netd_bpf::event::Count;
 use netd_bpf::pod::Pod;
+use netd_bpf::policy::{IdentityRow, PolicyKey, PolicyRow, Range};
 use netd_bpf::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey};
 use netd_bpf::{Addr, schema1};
 use std::collections::BTreeSet;
@@ -19,10 +22,14 @@ pub(super) fn copy(from: &Pins, to: &Pins, new: &New) -> Result<(), Error> {
     copy_array::<Backend>(from, to, new, "BACKENDS")?;
     copy_hash::<u32, Pod>(from, to, new, "POD_BY_IFINDEX")?;
     copy_hash::<Addr, Pod>(from, to, new, "POD_BY_ADDR")?;
+    copy_array::<Range>(from, to, new, "RANGES")?;
+    copy_hash::<PolicyKey, PolicyRow>(from, to, new, "POLICY")?;
+    copy_hash::<Addr, IdentityRow>(from, to, new, "IDENTITIES")?;
+    copy_blocks(from, to, new)?;
     copy_others(from, to, new)
 }
 
-/// Makes the rows of schema 1 rows of this one.
+/// Makes the rows of schema 1 rows of this one. It had no policies: those tables begin empty.
 pub(super) fn import(from: &Pins, to: &Pins, new: &New) -> Result<(), Error> {
     if let Some(mut target) = to.hash("FRONTENDS")? {
         each(from, "FRONTENDS", |key: FrontendKey, row: schema1::Frontend| {
@@ -42,9 +49,7 @@ pub(super) fn import(from: &Pins, to: &Pins, new: &New) -> Result<(), Error> {
 
 fn import_pods<K: aya::Pod + Default>(from: &Pins, to: &Pins, name: &'static str) -> Result<(), Error> {
     let Some(mut target) = to.hash::<K, Pod>(name)? else { return Ok(()) };
-    each(from, name, |key: K, row: schema1::Pod| {
-        target.insert(key, row.import(), 0).map_err(Error::map(name))
-    })
+    each_pod((from, Rows::Schema1), name, |key: K, row| target.insert(key, row, 0).map_err(Error::map(name)))
 }
 
 /// The map of the paths' counters.
@@ -102,6 +107,25 @@ fn copy_hash<K: aya::Pod + Default, V: aya::Pod + Default>(
 ) -> Result<(), Error> {
     let (true, Some(mut target)) = (new.contains(name), to.hash::<K, V>(name)?) else { return Ok(()) };
     each(from, name, |key: K, row: V| target.insert(key, row, 0).map_err(Error::map(name)))
+}
+
+/// Its keys are of another size than those that [`super::batch`] goes on from.
+fn copy_blocks(from: &Pins, to: &Pins, new: &New) -> Result<(), Error> {
+    let name = "BLOCKS";
+    let (true, Some(source), Some(mut target)) = (new.contains(name), blocks(from)?, blocks(to)?) else {
+        return Ok(());
+    };
+    for row in source.iter() {
+        let (key, identity) = row.map_err(Error::map(name))?;
+        target.insert(&Key::new(key.prefix_len(), key.data()), identity, 0).map_err(Error::map(name))?;
+    }
+    Ok(())
+}
+
+/// The table of blocks, if there is one.
+pub(super) fn blocks(pins: &Pins) -> Result<Option<LpmTrie<MapData, Addr, u64>>, Error> {
+    let Some(data) = pins.open("BLOCKS")? else { return Ok(None) };
+    LpmTrie::try_from(Map::LpmTrie(data)).map(Some).map_err(Error::map("BLOCKS"))
 }
 
 /// Rows beyond the end of the new array are unused, as [`super::sizes`] has seen to.

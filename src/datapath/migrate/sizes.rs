@@ -5,9 +5,9 @@ use super::super::config::Config;
 use super::super::conversation::now;
 use super::super::pin::Pins;
 use super::super::{Error, Kept, Resized};
-use super::each;
+use super::{each, each_pod, rows};
 use netd_bpf::flow::{Flow, FlowKey, expired};
-use netd_bpf::pod::Pod;
+use netd_bpf::policy::{IdentityRow, PolicyKey, PolicyRow};
 use netd_bpf::service::{Backend, Frontend, FrontendKey, backend_state, kind};
 use netd_bpf::{Addr, schema1};
 
@@ -26,8 +26,8 @@ pub(in crate::datapath) enum Rows {
     Current,
 }
 
-const SIZES: [Size; 7] = [
-    Size { map: "POD_BY_IFINDEX", of: |config| &mut config.pods, used: |_, pins, _| pods(pins) },
+const SIZES: [Size; 11] = [
+    Size { map: "POD_BY_IFINDEX", of: |config| &mut config.pods, used: |_, pins, rows| pods(pins, rows) },
     Size {
         map: "FRONTENDS",
         of: |config| &mut config.frontends,
@@ -43,6 +43,10 @@ const SIZES: [Size; 7] = [
     Size { map: "NURSERY", of: |config| &mut config.nursery, used: |c, pins, _| flows(c, pins, "NURSERY") },
     // Its rows are worth less the older they are, and it is always full of old ones.
     Size { map: "AFFINITY", of: |config| &mut config.affinity, used: |_, _, _| Ok(0) },
+    Size { map: "POLICY", of: |config| &mut config.policy_rows, used: |_, pins, _| Ok(policy(pins)?.0) },
+    Size { map: "RANGES", of: |config| &mut config.policy_ranges, used: |_, pins, _| Ok(policy(pins)?.1) },
+    Size { map: "IDENTITIES", of: |config| &mut config.identities, used: |_, pins, _| identities(pins) },
+    Size { map: "BLOCKS", of: |config| &mut config.blocks, used: |_, pins, _| blocks(pins) },
 ];
 
 /// Compares the sizes of `config` with those at `pins`, and sets those that cannot be had to what is there.
@@ -82,13 +86,13 @@ pub(in crate::datapath) fn adopt(config: &mut Config, pins: &Pins) -> Result<(),
 }
 
 /// There is room for twice as many addresses as pods.
-fn pods(pins: &Pins) -> Result<u32, Error> {
+fn pods(pins: &Pins, rows: Rows) -> Result<u32, Error> {
     let (mut interfaces, mut addresses) = (0, 0_u32);
-    each(pins, "POD_BY_IFINDEX", |_: u32, _: Pod| {
+    each_pod((pins, rows), "POD_BY_IFINDEX", |_: u32, _| {
         interfaces += 1;
         Ok(())
     })?;
-    each(pins, "POD_BY_ADDR", |_: Addr, _: Pod| {
+    each_pod((pins, rows), "POD_BY_ADDR", |_: Addr, _| {
         addresses += 1;
         Ok(())
     })?;
@@ -148,4 +152,31 @@ fn flows(config: &Config, pins: &Pins, name: &'static str) -> Result<u32, Error>
         Ok(())
     })?;
     Ok(alive)
+}
+
+/// Number of policy rows, and one more than the last range that they name.
+fn policy(pins: &Pins) -> Result<(u32, u32), Error> {
+    let (mut count, mut end) = (0, 0);
+    each(pins, "POLICY", |_: PolicyKey, row: PolicyRow| {
+        count += 1;
+        if row.count > 0 {
+            end = row.ranges.saturating_add(row.count).max(end);
+        }
+        Ok(())
+    })?;
+    Ok((count, end))
+}
+
+fn identities(pins: &Pins) -> Result<u32, Error> {
+    let mut count = 0;
+    each(pins, "IDENTITIES", |_: Addr, _: IdentityRow| {
+        count += 1;
+        Ok(())
+    })?;
+    Ok(count)
+}
+
+fn blocks(pins: &Pins) -> Result<u32, Error> {
+    let count = rows::blocks(pins)?.map_or(0, |blocks| blocks.keys().flatten().count());
+    Ok(u32::try_from(count).unwrap_or(u32::MAX))
 }

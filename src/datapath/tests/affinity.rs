@@ -102,7 +102,7 @@ fn clients_are_spread_over_the_backends() {
         let mut seen = BTreeSet::new();
         for n in 10..50_u8 {
             let client = format!("10.0.0.{n}");
-            rig.datapath.upsert_pod(&pod(IFINDEX, 1, &client, "")).unwrap();
+            rig.upsert_pod(&pod(IFINDEX, 1, &client, "")).unwrap();
             let ran = rig.pod_sends(&family.opens(TCP, &client, 1000));
             seen.insert(read(&ran.packet).destination.ip());
             rig.datapath.remove_pod(&pod(IFINDEX, 1, &client, "")).unwrap();
@@ -199,7 +199,7 @@ fn a_flood_of_clients_evicts_only_those_that_stayed_away() {
             let opens = |n: u32, port: u16| {
                 let ip = client(n).to_string();
                 let row = if v6 { pod(IFINDEX, 1, "", &ip) } else { pod(IFINDEX, 1, &ip, "") };
-                rig.datapath.upsert_pod(&row).unwrap();
+                rig.upsert_pod(&row).unwrap();
                 let ran = rig.pod_sends(&family.opens(UDP, &ip, port));
                 rig.datapath.remove_pod(&row).unwrap();
                 read(&ran.packet).destination.ip()

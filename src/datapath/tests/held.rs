@@ -77,7 +77,7 @@ fn only_the_datagram_itself_is_sent_on() {
         let other = wire("pod2");
         for ((client, vip, backend), neighbour) in WAYS.into_iter().zip(["10.0.0.2:1000", "[fd00::2]:1000"]) {
             let rig = Rig::new();
-            rig.datapath.upsert_pod(&pod(other, 2, "10.0.0.2", "fd00::2")).unwrap();
+            rig.upsert_pod(&pod(other, 2, "10.0.0.2", "fd00::2")).unwrap();
             service(&rig, vip, backend, UDP);
             let (own, near) = (Tap::open("lo"), Tap::open("pod2"));
             let on_other = |frame: &[u8]| {
@@ -148,7 +148,7 @@ fn what_the_stack_sends_a_pod_in_reverse_arrives_whole() {
         let host = wire("host0");
         for (client, vip, backend) in WAYS {
             let rig = Rig::fresh();
-            rig.datapath.upsert_pod(&pod(host, 1, "10.0.0.1", "fd00::1")).unwrap();
+            rig.upsert_pod(&pod(host, 1, "10.0.0.1", "fd00::1")).unwrap();
             rig.datapath.attach_pod("host0").unwrap();
             rig.service(ip(vip), 80, UDP, &[(ip(backend), 8080)]);
             let sent = udp_with(client, vip, b"question");
@@ -175,7 +175,7 @@ fn no_fragment_is_lost_or_doubled_when_two_cpus_race() {
         const ROUNDS: u32 = 500;
         let host = wire("host0");
         let rig = Rig::fresh();
-        rig.datapath.upsert_pod(&pod(host, 1, "10.0.0.1", "fd00::1")).unwrap();
+        rig.upsert_pod(&pod(host, 1, "10.0.0.1", "fd00::1")).unwrap();
         rig.datapath.attach_pod("host0").unwrap();
         let pod = Tap::open("far-host0");
         let (arrived, batch) = (Arc::new(AtomicU32::new(0)), Arc::new(Barrier::new(3)));

@@ -46,8 +46,8 @@ fn rows(rig: &Rig) -> Vec<FlowRow> {
 
 /// The test run's interface is that of pod 2 from now on.
 fn trade_places(rig: &Rig) {
-    rig.datapath.upsert_pod(&pod(OTHER_IFINDEX, 1, "10.0.0.1", "fd00::1")).unwrap();
-    rig.datapath.upsert_pod(&pod(IFINDEX, 2, "10.0.0.2", "fd00::2")).unwrap();
+    rig.upsert_pod(&pod(OTHER_IFINDEX, 1, "10.0.0.1", "fd00::1")).unwrap();
+    rig.upsert_pod(&pod(IFINDEX, 2, "10.0.0.2", "fd00::2")).unwrap();
 }
 
 #[test]

@@ -94,6 +94,15 @@ impl Old {
             make_map(&pins.map(name), name, kind, [key, value, entries]);
         }
         for one in [pod(IFINDEX, 1, "10.0.0.1", "fd00::1"), pod(OTHER_IFINDEX, 2, "10.0.0.2", "fd00::2")] {
+            let one = schema1::Pod {
+                v4: one.v4,
+                v6: one.v6,
+                ifindex: one.ifindex,
+                endpoint: one.endpoint,
+                pod_mac: one.pod_mac,
+                host_mac: one.host_mac,
+                ..schema1::Pod::default()
+            };
             hash(&pins, "POD_BY_IFINDEX").insert(one.ifindex, one, 0).unwrap();
             for addr in [one.v4, one.v6] {
                 hash(&pins, "POD_BY_ADDR").insert(addr, one, 0).unwrap();
@@ -238,7 +247,7 @@ pub(super) fn row<'a>(rows: &'a [FlowRow], from: &str, to: &str, proto: u8) -> O
 /// What must be true of what [`Old::with_flows`] became.
 fn all_is_here(datapath: &Datapath) {
     let pods = [pod(IFINDEX, 1, "10.0.0.1", "fd00::1"), pod(OTHER_IFINDEX, 2, "10.0.0.2", "fd00::2")];
-    assert_eq!(datapath.pods().unwrap(), pods);
+    assert_eq!(datapath.pods().unwrap(), pods, "and no policy isolates them");
     let mut frontends = datapath.frontends().unwrap();
     frontends.sort_by_key(|(_, row)| row.slot_base);
     let expected = FAMILIES.into_iter().zip(PLACES).map(|([_, vip, _], (slot_base, _))| {

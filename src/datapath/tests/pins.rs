@@ -124,7 +124,7 @@ fn a_removed_pod_leaves_the_address_of_its_successor() {
     isolated(|| {
         let rig = Rig::fresh();
         let successor = pod(88, 3, "10.0.0.1", "fd00::1");
-        rig.datapath.upsert_pod(&successor).unwrap();
+        rig.upsert_pod(&successor).unwrap();
         rig.datapath.remove_pod(&pod(super::rig::IFINDEX, 1, "10.0.0.1", "fd00::1")).unwrap();
         assert!(rig.datapath.pods().unwrap().contains(&successor));
         let back = rig.pod_receives(&tcp("10.0.0.2:80", "10.0.0.1:1000", Segment::Ack));

@@ -126,6 +126,7 @@ fn maps(datapath: &Datapath) -> BTreeSet<u32> {
 /// Empties every map.
 fn wipe(datapath: &Datapath) {
     datapath.forget_passes();
+    datapath.forget_all_policies();
     for id in maps(datapath) {
         let map = MapInfo::from_id(id).expect("a program has it");
         let name = map.name_as_str().unwrap_or_default().to_owned();
@@ -133,7 +134,9 @@ fn wipe(datapath: &Datapath) {
             // What the loader wrote and froze.
             MapType::Array if name.starts_with(".rodata") => {}
             MapType::Array | MapType::PerCpuArray => zero(&map, &name),
-            MapType::Hash | MapType::LruHash | MapType::LruPerCpuHash => empty(&map, &name),
+            MapType::Hash | MapType::LruHash | MapType::LruPerCpuHash | MapType::LpmTrie => {
+                empty(&map, &name);
+            }
             MapType::RingBuf => {}
             other => panic!("no way to empty {name}, a map of type {other:?}"),
         }
@@ -190,7 +193,7 @@ fn bpf(command: Command, fd: RawFd, key: &[u8], value: Option<&[u8]>) -> io::Res
     call(command, fd, key.as_ptr() as u64, value.map_or(0, |value| value.as_ptr() as u64))
 }
 
-/// The first key of a hash table.
+/// The first key of a hash table or a trie.
 fn first(fd: RawFd, key: &mut [u8]) -> io::Result<()> {
     call(Command::NextKey, fd, 0, key.as_mut_ptr() as u64)
 }

@@ -112,7 +112,7 @@ fn a_spoofed_source_is_dropped_and_told() {
 fn a_pod_without_a_family_may_not_use_it() {
     isolated(|| {
         let rig = Rig::new();
-        rig.datapath.upsert_pod(&pod(IFINDEX, 1, "", "fd00::1")).unwrap();
+        rig.upsert_pod(&pod(IFINDEX, 1, "", "fd00::1")).unwrap();
         assert_eq!(rig.pod_sends(&tcp("10.0.0.1:1000", "10.0.0.2:80", Segment::Syn)).verdict, SHOT);
         assert_eq!(rig.pod_sends(&tcp("0.0.0.0:1000", "10.0.0.2:80", Segment::Syn)).verdict, SHOT);
         assert_eq!(rig.pod_sends(&tcp("[fd00::1]:1000", "[fd00::2]:80", Segment::Syn)).verdict, REDIRECT);

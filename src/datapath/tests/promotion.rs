@@ -88,8 +88,8 @@ fn crowded() -> Rig {
     run(&[&["bpftool", "map", "create", &pin], &words[..]].concat());
     let (datapath, _) = Datapath::open(&config).unwrap();
     rig.datapath = datapath.into();
-    rig.datapath.upsert_pod(&pod(IFINDEX, 1, "10.0.0.1", "fd00::1")).unwrap();
-    rig.datapath.upsert_pod(&pod(OTHER_IFINDEX, 2, "10.0.0.2", "fd00::2")).unwrap();
+    rig.upsert_pod(&pod(IFINDEX, 1, "10.0.0.1", "fd00::1")).unwrap();
+    rig.upsert_pod(&pod(OTHER_IFINDEX, 2, "10.0.0.2", "fd00::2")).unwrap();
     let keys = (0..).map(|n: u32| FlowKey {
         low: addr("10.7.0.1"),
         high: addr(&format!("10.8.{}.{}", n >> 8 & 0xff, n & 0xff)),

@@ -211,7 +211,7 @@ fn a_pod_that_is_gone_takes_no_row_with_it_and_its_successor_starts_at_zero() {
             let found = pass(&rig);
             assert_eq!((found.established.alive, found.ownerless), (20, 20), "whatever became of the pod");
             // The same interface and address, another number.
-            rig.datapath.upsert_pod(&pod(IFINDEX, 3, "10.0.0.1", "fd00::1")).unwrap();
+            rig.upsert_pod(&pod(IFINDEX, 3, "10.0.0.1", "fd00::1")).unwrap();
             assert_eq!((share(&rig, 1), share(&rig, 3)), (None, Some(0)));
             connect(&rig, 2000, "10.1.0.7:80");
             assert_eq!(share(&rig, 3), Some(1));
@@ -252,7 +252,7 @@ fn what_a_pod_leaves_behind_goes_before_its_lifetime_is_over() {
             assert_eq!(counts(&pass(&rig)), (202, 0, 201, 202));
 
             // It comes back, and later goes for good: the time begins anew.
-            rig.datapath.upsert_pod(&one).unwrap();
+            rig.upsert_pod(&one).unwrap();
             rig.datapath.gone.age(2 * ORPHANED);
             assert_eq!(counts(&pass(&rig)), (202, 0, 1, 202));
             rig.datapath.remove_pod(&one).unwrap();
@@ -276,7 +276,7 @@ fn pods_that_come_and_go_with_open_connections_do_not_fill_the_table() {
             for number in 1..=8 {
                 // Never the same number, always the same addresses.
                 let one = pod(IFINDEX, 100 + number, "10.0.0.1", "fd00::1");
-                rig.datapath.upsert_pod(&one).unwrap();
+                rig.upsert_pod(&one).unwrap();
                 for port in 0..256 {
                     for (family, server) in [("10.0.0.1", "10.1.0.7:80"), ("[fd00::1]", "[fd01::7]:80")] {
                         let client = format!("{family}:{}", 1000 + number * 300 + port);
@@ -304,7 +304,7 @@ fn a_number_given_twice_counts_what_is_left_of_the_first() {
             }
             let one = pod(IFINDEX, 1, "10.0.0.1", "fd00::1");
             rig.datapath.remove_pod(&one).unwrap();
-            rig.datapath.upsert_pod(&one).unwrap();
+            rig.upsert_pod(&one).unwrap();
             assert_eq!(share(&rig, 1), Some(0));
             // The old rows leave before the share knows of them: below zero is no room without end.
             age(&rig, |row| u16::from_be(row.key.low_port) < 1010, GRACE + 1);
@@ -347,7 +347,7 @@ fn shares_that_others_spoiled_are_set_right() {
                 locked(&rig.datapath.shares).insert(stray, Share::default(), 0).unwrap();
             }
             assert_eq!(pass(&rig).mended, 0);
-            rig.datapath.upsert_pod(&pod(99, 78, "10.0.0.9", "")).unwrap();
+            rig.upsert_pod(&pod(99, 78, "10.0.0.9", "")).unwrap();
             assert_eq!(pass(&rig).mended, 1);
             assert_eq!((share(&rig, 77), share(&rig, 78)), (None, Some(0)));
         }
@@ -394,7 +394,7 @@ fn shares_outlive_their_agent() {
         drop(rig.datapath);
         let (datapath, _) = Datapath::open(&config).unwrap();
         rig.datapath = datapath.into();
-        rig.datapath.upsert_pod(&pod(IFINDEX, 1, "10.0.0.1", "fd00::1")).unwrap();
+        rig.upsert_pod(&pod(IFINDEX, 1, "10.0.0.1", "fd00::1")).unwrap();
         assert_eq!((share(&rig, 1), rig.datapath.flow_fill().unwrap().established), (Some(10), 10));
         for _ in 0..3 {
             let pass = pass(&rig);
@@ -414,7 +414,7 @@ fn a_full_table_refuses_the_newest_and_breaks_nothing() {
         for port in 1000..1520 {
             if port == 1200 {
                 // Another pod, each within its share.
-                rig.datapath.upsert_pod(&pod(IFINDEX, 3, "10.0.0.1", "fd00::1")).unwrap();
+                rig.upsert_pod(&pod(IFINDEX, 3, "10.0.0.1", "fd00::1")).unwrap();
             }
             connect(&rig, port, VIP);
         }
@@ -444,20 +444,20 @@ fn a_full_table_of_pods_is_named_and_keeps_those_it_has() {
         let rig = Rig::new();
         let number = |n: u32| pod(100 + n, 100 + n, &format!("10.0.1.{n}"), &format!("fd00::1:{n}"));
         for n in 2..16 {
-            rig.datapath.upsert_pod(&number(n)).unwrap();
+            rig.upsert_pod(&number(n)).unwrap();
         }
         let (pods, shares) = (rig.datapath.pods().unwrap(), rig.datapath.shares().unwrap());
         assert_eq!((pods.len(), shares.len(), rig.datapath.config().pods), (16, 16, 16));
-        let error = rig.datapath.upsert_pod(&number(16)).unwrap_err();
+        let error = rig.upsert_pod(&number(16)).unwrap_err();
         assert!(matches!(error, Error::Full { limit: 16, key: "datapath.pods", .. }), "{error:?}");
         assert!(
             error.to_string().ends_with("is full: all its 16 rows are in use (datapath.pods)"),
             "{error}"
         );
         assert_eq!((rig.datapath.pods().unwrap(), rig.datapath.shares().unwrap()), (pods, shares));
-        rig.datapath.upsert_pod(&number(15)).expect("one that is there can be written again");
+        rig.upsert_pod(&number(15)).expect("one that is there can be written again");
         rig.datapath.remove_pod(&number(15)).unwrap();
-        rig.datapath.upsert_pod(&number(16)).expect("room again");
+        rig.upsert_pod(&number(16)).expect("room again");
     });
 }
 

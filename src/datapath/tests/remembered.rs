@@ -60,7 +60,7 @@ impl Scene {
     }
 
     fn upsert(&self, pod: &Pod) {
-        self.rig.datapath.upsert_pod(pod).unwrap();
+        self.rig.upsert_pod(pod).unwrap();
     }
 }
 

@@ -4,7 +4,7 @@ use super::frames::addr;
 use super::pool::{Lease, Loaded};
 use crate::datapath::config::{Config, Timeouts};
 use crate::datapath::test_run::{Ran, Stage};
-use crate::datapath::{Datapath, OpenReport, locked};
+use crate::datapath::{Datapath, Error, OpenReport, Sets, locked};
 use aya::programs::{TestRun, TestRunOptions};
 use netd_bpf::Addr;
 use netd_bpf::pod::Pod;
@@ -40,6 +40,10 @@ impl Folder {
             backends: 64,
             slots: 256,
             pods: 16,
+            policy_rows: 64,
+            policy_ranges: 128,
+            identities: 64,
+            blocks: 16,
             timeouts: Timeouts::default(),
         }
     }
@@ -125,9 +129,15 @@ impl Rig {
     }
 
     fn with_pods(self) -> Self {
-        self.datapath.upsert_pod(&pod(IFINDEX, 1, "10.0.0.1", "fd00::1")).expect("room");
-        self.datapath.upsert_pod(&pod(OTHER_IFINDEX, 2, "10.0.0.2", "fd00::2")).expect("room");
+        self.upsert_pod(&pod(IFINDEX, 1, "10.0.0.1", "fd00::1")).expect("room");
+        self.upsert_pod(&pod(OTHER_IFINDEX, 2, "10.0.0.2", "fd00::2")).expect("room");
         self
+    }
+
+    /// Writes the rows of a pod that no policy isolates.
+    pub(crate) fn upsert_pod(&self, pod: &Pod) -> Result<(), Error> {
+        self.datapath.set_policy(pod.endpoint, Sets::OPEN)?;
+        self.datapath.upsert_pod(pod)
     }
 
     pub(crate) fn pod_sends(&self, frame: &[u8]) -> Ran {

@@ -23,18 +23,8 @@ fn key() -> impl Strategy<Value = FlowKey> {
 
 fn row() -> impl Strategy<Value = schema1::Flow> {
     let what = (role::DIRECT..=role::REPLY, any::<u8>(), any::<u16>(), any::<[u32; 4]>());
-    (what, any::<[u32; 9]>()).prop_map(|((role, flags, xlat_port, xlat_addr), words)| {
-        let [
-            service,
-            backend,
-            backend_generation,
-            egress_epoch,
-            ingress_epoch,
-            egress_rule,
-            ingress_rule,
-            ..,
-        ] = words;
-        let [.., created, last_seen] = words;
+    (what, any::<[u32; 5]>()).prop_map(|((role, flags, xlat_port, xlat_addr), words)| {
+        let [service, backend, backend_generation, created, last_seen] = words;
         schema1::Flow {
             role,
             flags,
@@ -43,12 +33,10 @@ fn row() -> impl Strategy<Value = schema1::Flow> {
             service,
             backend,
             backend_generation,
-            egress_epoch,
-            ingress_epoch,
-            egress_rule,
-            ingress_rule,
             created,
             last_seen,
+            // The others no program of schema 1 wrote.
+            ..schema1::Flow::default()
         }
     })
 }

@@ -12,7 +12,7 @@ const SUCCESSOR: u32 = 3;
 /// Pod 1 goes, and one with its addresses comes.
 fn succeed(rig: &Rig) {
     rig.datapath.remove_pod(&pod(IFINDEX, 1, "10.0.0.1", "fd00::1")).unwrap();
-    rig.datapath.upsert_pod(&pod(IFINDEX, SUCCESSOR, "10.0.0.1", "fd00::1")).unwrap();
+    rig.upsert_pod(&pod(IFINDEX, SUCCESSOR, "10.0.0.1", "fd00::1")).unwrap();
 }
 
 /// A conversation of a client with the backend, which it knows by the name `to`.

@@ -12,9 +12,9 @@ use crate::subjects::tables_for;
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::ProgramInfo;
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
-use netd::datapath::Datapath;
 use netd::datapath::config::{Config, Timeouts};
 use netd::datapath::test_run::{Ran, Stage};
+use netd::datapath::{Datapath, Sets};
 use netd_bpf::pod::Pod;
 use netd_bpf::service::{Backend, Frontend, FrontendKey, backend_state, kind, scope};
 use netd_integration::lab::Namespace;
@@ -94,6 +94,10 @@ impl Rig {
             backends,
             slots,
             pods,
+            policy_rows: 65_536,
+            policy_ranges: 65_536,
+            identities: 131_072,
+            blocks: 16_384,
             timeouts: Timeouts::default(),
         };
         let (datapath, _) = Datapath::open(&config)?;
@@ -102,6 +106,7 @@ impl Rig {
             let ifindex = if_nametoindex(format!("pod{i}").as_str())?;
             interfaces.push(ifindex);
             let [_, _, high, low] = i.to_be_bytes();
+            datapath.set_policy(i + 1, Sets::OPEN)?;
             datapath.upsert_pod(&Pod {
                 v4: IpAddr::V4(ip(i)).into(),
                 ifindex,
