@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `source` | the state folder → model → store |
 //! | `services` | Services → the datapath's tables |
+//! | `policies` | NetworkPolicies → the datapath's tables and the sets of pods |
 //! | `node` | forwarding, uplinks, routes to other nodes |
 //! | `addresses` | this node's ranges, from the configuration or its Node object → the ledger |
 //! | `audit` | pods: ledger, links, programs and rows, compared every five minutes |
@@ -46,6 +47,7 @@ use crate::ipam::ledger::Fresh;
 use crate::net::host;
 use crate::net::netlink::Netlink;
 use crate::reconcile::node;
+use crate::reconcile::policy::{self, PolicyMetrics};
 use crate::reconcile::services::{self, ServiceMetrics};
 use crate::service::tables::Limits;
 use crate::store::Store;
@@ -56,9 +58,9 @@ use monitor::Monitor;
 use plumbing::Kernel;
 use ready::Readiness;
 use requests::Requests;
-use seams::{Maps, OnNode};
+use seams::{Maps, OnNode, PolicyTables};
 use state::State;
-use std::net::TcpListener;
+use std::net::{IpAddr, TcpListener};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -168,6 +170,7 @@ pub async fn run(config: Config, loader: Loader, logs: logs::Handle) -> Result<(
             _ = signals.hangup.recv() => {
                 reload::reload(&loader, &mut in_force, &logs);
                 agent.audit.notify_one();
+                agent.state.policy.audit();
                 agent.state.reclaimed.ask();
                 agent.state.cni.set_sync_wait(in_force.cni.sync_wait);
                 agent.settings.send_replace(Arc::new(in_force.clone()));
@@ -226,11 +229,14 @@ async fn start(config: Config, started: Instant) -> Result<Agent, Error> {
         tracing::info!(target: "netd::node", "{change}");
     }
     let mtu = Arc::new(AtomicU32::new(host::pod_mtu(&config.net, &uplinks)));
+    let addresses = watch::Sender::new(Arc::new(host::addresses(&netlink).await?));
 
     readiness.wait_for("source", format!("{} was not read yet", config.directory.path.display()));
     readiness.wait_for("services", "the Service tables were not written yet");
+    readiness.wait_for("policies", "the policy tables were not written yet");
     readiness.wait_for("node", "uplinks and routes were not set up yet");
     readiness.wait_for("addresses", "no range to give addresses from is known yet");
+    let (office, policy) = policy::Office::open(store.subscribe());
     let kernel = Kernel {
         netlink: netlink.clone(),
         datapath: Arc::clone(&datapath),
@@ -239,6 +245,7 @@ async fn start(config: Config, started: Instant) -> Result<Agent, Error> {
         node: config.agent.node.clone(),
         mtu: Arc::clone(&mtu),
         readiness: readiness.clone(),
+        policy: policy.clone(),
     };
     let options = Options {
         ledger: config.agent.ledger(),
@@ -259,6 +266,7 @@ async fn start(config: Config, started: Instant) -> Result<Agent, Error> {
         store,
         cni,
         services: ArcSwapOption::empty(),
+        policy,
         node_status: watch::Sender::default(),
         tasks: tasks.clone(),
         readiness: readiness.clone(),
@@ -269,8 +277,8 @@ async fn start(config: Config, started: Instant) -> Result<Agent, Error> {
         reclaimed: reclaim::Reclaimed::default(),
         announced: false.into(),
     });
-    let service_metrics = ServiceMetrics::default();
-    let metrics = metrics::build(&state, &service_metrics);
+    let (service_metrics, policy_metrics) = (ServiceMetrics::default(), PolicyMetrics::default());
+    let metrics = metrics::build(&state, &service_metrics, &policy_metrics);
 
     let socket = config.agent.socket();
     let listen = |on: String| move |source| Error::Listen { on, source };
@@ -288,7 +296,8 @@ async fn start(config: Config, started: Instant) -> Result<Agent, Error> {
     let agent = Agent { config, settings, tasks, readiness, state, audit: Arc::default() };
     agent.spawn_source();
     agent.spawn_services(service_metrics);
-    agent.spawn_node(netlink);
+    agent.spawn_policies(office, addresses.subscribe(), policy_metrics);
+    agent.spawn_node(netlink, addresses);
     agent.spawn_addresses();
     agent.spawn_audit();
     agent.spawn_drops();
@@ -367,7 +376,40 @@ impl Agent {
         });
     }
 
-    fn spawn_node(&self, netlink: Netlink) {
+    fn spawn_policies(
+        &self,
+        office: Arc<policy::Office>,
+        addresses: watch::Receiver<Arc<Vec<IpAddr>>>,
+        metrics: PolicyMetrics,
+    ) {
+        let state = Arc::clone(&self.state);
+        self.tasks.spawn("policies", move |cancel| {
+            let tables = PolicyTables(Arc::clone(&state.datapath));
+            let inputs = policy::Inputs {
+                snapshots: state.store.subscribe(),
+                pods: state.cni.subscribe(),
+                addresses: addresses.clone(),
+            };
+            let config = policy::Config::new(tables.limits());
+            let all = (tables, metrics.clone());
+            let reconciler =
+                policy::Reconciler::new(config, state.node.clone(), inputs, Arc::clone(&office), all);
+            let (mut status, readiness) = (state.policy.status.clone(), state.readiness.clone());
+            async move {
+                let first = async {
+                    // Its sender outlives the reconciler.
+                    let written = status.wait_for(|status| status.generation.is_some());
+                    if let Some(Ok(_)) = cancel.run_until_cancelled(written).await {
+                        readiness.done("policies");
+                    }
+                };
+                let (ended, ()) = tokio::join!(reconciler.run(cancel.clone()), first);
+                Ok(ended?)
+            }
+        });
+    }
+
+    fn spawn_node(&self, netlink: Netlink, addresses: watch::Sender<Arc<Vec<IpAddr>>>) {
         let (state, settings) = (Arc::clone(&self.state), self.settings.subscribe());
         self.tasks.spawn("node", move |cancel| {
             let reconciler = node::Reconciler::new(
@@ -375,6 +417,7 @@ impl Agent {
                 netlink.clone(),
                 Arc::clone(&state.datapath),
                 Arc::clone(&state.mtu),
+                addresses.clone(),
                 state.node_status.clone(),
             );
             let (snapshots, settings) = (state.store.subscribe(), settings.clone());
@@ -401,9 +444,10 @@ impl Agent {
 
     /// What others took away from pods (programs, rows, links) comes back.
     fn spawn_audit(&self) {
-        let (cni, asked) = (Arc::clone(&self.state.cni), Arc::clone(&self.audit));
+        let (cni, asked, policy) =
+            (Arc::clone(&self.state.cni), Arc::clone(&self.audit), self.state.policy.clone());
         self.tasks.spawn("audit", move |cancel| {
-            let (cni, asked) = (Arc::clone(&cni), Arc::clone(&asked));
+            let (cni, asked, policy) = (Arc::clone(&cni), Arc::clone(&asked), policy.clone());
             async move {
                 loop {
                     tokio::select! {
@@ -416,6 +460,8 @@ impl Agent {
                     if found.repaired() {
                         tracing::warn!(target: "netd::ipam", "an audit found pods that were not as they ought to be");
                         tell(&found);
+                        // Of a pod that was made out anew nothing may have been said.
+                        policy.audit();
                     }
                 }
             }

@@ -2,5 +2,7 @@
 //!
 //! A reconciler is one task: newest snapshot → plan → operations, with an audit that reads the kernel back.
 
+mod former;
 pub mod node;
+pub mod policy;
 pub mod services;

@@ -3,6 +3,7 @@
 use super::drops::{reason_name, stage_name};
 use super::questions::tables;
 use super::state::State;
+use crate::reconcile::policy::PolicyMetrics;
 use crate::reconcile::services::ServiceMetrics;
 use crate::telemetry::metrics::Metrics;
 use netd_bpf::event::Count;
@@ -17,9 +18,10 @@ use std::fmt;
 use std::sync::{Arc, Weak};
 
 /// Registers everything of the agent.
-pub(super) fn build(state: &Arc<State>, services: &ServiceMetrics) -> Metrics {
+pub(super) fn build(state: &Arc<State>, services: &ServiceMetrics, policies: &PolicyMetrics) -> Metrics {
     let mut metrics = Metrics::new();
     services.register(metrics.registry());
+    policies.register(metrics.registry());
     state.requests.register(metrics.registry());
     let build = vec![
         ("version", env!("CARGO_PKG_VERSION").to_owned()),

@@ -9,6 +9,8 @@ use crate::ipam::ledger::Entry;
 use crate::model::ObjectName;
 use crate::net::netlink::Netlink;
 use crate::net::pod::{self, PodInterface, PodLink};
+use crate::policy::LocalPod;
+use crate::reconcile::policy;
 use crate::store::Store;
 use netd_bpf::pod::Pod;
 use std::net::IpAddr;
@@ -38,6 +40,8 @@ pub(super) struct Kernel {
     pub(super) mtu: Arc<AtomicU32>,
     /// What ADD waits for.
     pub(super) readiness: Readiness,
+    /// Who puts policies in force.
+    pub(super) policy: policy::Handle,
 }
 
 fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Fault {
@@ -140,6 +144,12 @@ impl Plumbing for Kernel {
         pod::host_name(&attachment.container_id, &attachment.ifname)
     }
 
+    async fn prepare(&self, entry: &Entry, wait: Duration) -> Result<(), Fault> {
+        let (endpoint, pod, addresses) = (entry.endpoint, entry.pod.clone(), entry.addresses.clone());
+        let prepared = self.policy.prepare(LocalPod { endpoint, pod, addresses }, wait).await;
+        prepared.map_err(|error| Fault::NotYet(Box::new(error)))
+    }
+
     async fn create(&self, interface: &Interface) -> Result<Link, Fault> {
         let mtu = self.mtu.load(Ordering::Relaxed);
         let made = pod::create(&self.netlink, &Self::pod_interface(interface, mtu)).await;
@@ -183,6 +193,11 @@ impl Plumbing for Kernel {
     async fn admit(&self, entry: &Entry, link: &Link) -> Result<(), Fault> {
         let row = pod_row(entry, link);
         self.blocking(move |datapath| datapath.upsert_pod(&row)).await
+    }
+
+    async fn start(&self, interface: &Interface) -> Result<(), Fault> {
+        let mtu = self.mtu.load(Ordering::Relaxed);
+        pod::start(&self.netlink, &Self::pod_interface(interface, mtu)).await.map_err(link_fault)
     }
 
     async fn expel(&self, host: Host<'_>, addresses: &[IpAddr]) -> Result<(), Fault> {

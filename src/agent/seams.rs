@@ -1,4 +1,4 @@
-//! The Service reconciler's seams: the store's snapshots and the datapath's tables.
+//! The reconcilers' seams: the store's snapshots and the datapath's tables.
 
 use crate::datapath::{self, Datapath};
 use crate::model::endpoints::{self, Chosen, EndpointIndex, Scope, Touched, View};
@@ -10,9 +10,12 @@ use netd_bpf::service::{Backend, Frontend, FrontendKey};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+mod policy;
 #[cfg(test)]
 #[cfg(not(netd_bpf_stub))]
 mod tests;
+
+pub(super) use policy::PolicyTables;
 
 /// Plans for this node.
 #[derive(Debug)]

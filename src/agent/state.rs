@@ -11,6 +11,7 @@ use super::tasks::Tasks;
 use crate::cni::server::Server;
 use crate::datapath::Datapath;
 use crate::reconcile::node::NodeStatus;
+use crate::reconcile::policy;
 use crate::reconcile::services::Handle;
 use crate::store::Store;
 use arc_swap::ArcSwapOption;
@@ -35,6 +36,7 @@ pub(super) struct State {
     pub(super) store: Arc<Store>,
     pub(super) cni: Arc<Server<Kernel>>,
     pub(super) services: ArcSwapOption<Handle>,
+    pub(super) policy: policy::Handle,
     pub(super) node_status: watch::Sender<Arc<NodeStatus>>,
     pub(super) tasks: Tasks,
     pub(super) readiness: Readiness,

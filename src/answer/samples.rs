@@ -8,7 +8,7 @@ use super::services::{
     Backend, BackendState, Frontend, Port, Refusal, Service, Services, Shown, State as ServiceState,
 };
 use super::status::{
-    Addresses, Datapath, Level, Network, Part, Problem, Range, Reclaim, Refused, Requests, Runtime,
+    Addresses, Datapath, Level, Network, Part, Policies, Problem, Range, Reclaim, Refused, Requests, Runtime,
     Services as ServiceStatus, Source, Status, Table, Task,
 };
 use crate::model::report;
@@ -59,6 +59,18 @@ pub(crate) fn status() -> Status {
             waiting: 0,
             conflicts: 0,
             last_change_us: 420,
+            audits: 17,
+            drift: 0,
+        },
+        policies: Policies {
+            generation: Some(4),
+            wanted: 25,
+            isolated: 38,
+            sets: 12,
+            identities: 31,
+            closed: 0,
+            last_compile_us: 900,
+            last_change_us: 1_300,
             audits: 17,
             drift: 0,
         },

@@ -30,6 +30,9 @@ pub struct Status {
     pub source: Source,
     /// Services in the kernel.
     pub services: Services,
+    /// NetworkPolicies in the kernel.
+    #[serde(default)]
+    pub policies: Policies,
     /// Addresses of pods.
     pub addresses: Addresses,
     /// Uplinks and routes.
@@ -56,6 +59,8 @@ pub enum Part {
     Source,
     /// Services.
     Services,
+    /// NetworkPolicies.
+    Policies,
     /// Addresses.
     Addresses,
     /// Uplinks and routes.
@@ -73,6 +78,7 @@ impl fmt::Display for Part {
         f.write_str(match self {
             Self::Source => "source",
             Self::Services => "services",
+            Self::Policies => "policies",
             Self::Addresses => "addresses",
             Self::Network => "network",
             Self::Datapath => "datapath",
@@ -120,6 +126,31 @@ pub struct Source {
     pub objects: usize,
     /// What could not be used, with file and line.
     pub problems: Vec<report::Problem>,
+}
+
+/// NetworkPolicies in the kernel's tables.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policies {
+    /// The source's generation that the kernel holds; none before the first.
+    pub generation: Option<u64>,
+    /// Policies of the cluster.
+    pub wanted: usize,
+    /// Pods of this node that a policy isolates in one direction or both.
+    pub isolated: usize,
+    /// Sets of policies that pods of this node have.
+    pub sets: usize,
+    /// Classes of addresses that policies tell apart.
+    pub identities: usize,
+    /// Pods of this node that nobody may reach, and that may reach nobody, because their rows find no room.
+    pub closed: usize,
+    /// Time of the last planning, in microseconds.
+    pub last_compile_us: u64,
+    /// Time of the last change, from plan to last write, in microseconds.
+    pub last_change_us: u64,
+    /// Audits of the tables done.
+    pub audits: u64,
+    /// Rows that audits found changed by others.
+    pub drift: u64,
 }
 
 /// Services in the kernel's tables.

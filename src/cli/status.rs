@@ -24,6 +24,7 @@ fn page(status: &Status) -> Page {
     let rows = [
         (Some(Part::Source), "Source", source(status)),
         (Some(Part::Services), "Services", services(status)),
+        (Some(Part::Policies), "Policies", policies(status)),
         (Some(Part::Addresses), "Addresses", addresses(status)),
         (Some(Part::Network), "Network", network(status)),
         (Some(Part::Datapath), "Datapath", datapath(status)),
@@ -119,6 +120,28 @@ fn services(status: &Status) -> String {
     }
     if services.drift > 0 {
         text.push_str(&format!(", {} rows mended", services.drift));
+    }
+    text
+}
+
+fn policies(status: &Status) -> String {
+    let policies = &status.policies;
+    let counted = match policies.wanted {
+        1 => "1 policy".to_owned(),
+        many => format!("{many} policies"),
+    };
+    let mut text = match policies.generation {
+        None => "none written yet".to_owned(),
+        Some(generation) if generation == status.source.generation => format!("{counted}, in the kernel"),
+        Some(generation) => format!("{counted}, the kernel has generation {generation}"),
+    };
+    for (count, what) in [(policies.isolated, "pods isolated"), (policies.closed, "pods CLOSED")] {
+        if count > 0 {
+            text.push_str(&format!(", {count} {what}"));
+        }
+    }
+    if policies.drift > 0 {
+        text.push_str(&format!(", {} rows mended", policies.drift));
     }
     text
 }

@@ -1,7 +1,7 @@
 //! The agent's side of CNI: attaches containers, detaches them, and knows after a crash what it was doing.
 //!
-//! An attachment is made in steps, each of which can be undone: the row in the ledger (fsynced), the link,
-//! the programs, the map rows, the status file. The row comes first and goes last, so that whatever exists
+//! An attachment is made in steps, each of which can be undone: the row in the ledger (fsynced), its policies, the
+//! link, the programs, the map rows, the link's start, the status file. The row comes first and goes last, so that whatever exists
 //! is found from the ledger: a crash between any two steps leaves a row that [`recover`](Server::recover)
 //! completes or takes back.
 //!
@@ -116,6 +116,12 @@ impl<P: Plumbing> Server<P> {
     #[must_use]
     pub fn state(&self) -> Arc<State> {
         self.ledger.state()
+    }
+
+    /// A receiver of the same; its first value is the present one.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<Arc<State>> {
+        self.ledger.subscribe()
     }
 
     /// How full the ranges are.
@@ -265,7 +271,9 @@ impl<P: Plumbing> Server<P> {
         let Some(interface) = Interface::of(&entry) else { return Err(differs("no namespace".to_owned())) };
         let link = self.plumbing.check(&interface).await.map_err(|fault| match &fault {
             Fault::Differs(_) | Fault::NoNetns(_) | Fault::NameTaken(_) => differs(chain(&fault)),
-            Fault::Failed(_) => Error::because(Code::KERNEL, "cannot look at the link", chain(&fault)),
+            Fault::NotYet(_) | Fault::Failed(_) => {
+                Error::because(Code::KERNEL, "cannot look at the link", chain(&fault))
+            }
         })?;
         let rows = self
             .plumbing

@@ -123,22 +123,12 @@ impl Datapath {
         next_epoch(&mut locked(&self.policy_epoch), "POLICY_EPOCH")
     }
 
-    /// All rows, without their seals; one whose seal is broken has one that is not 0, and so equals none that is
-    /// wanted.
+    /// All rows as they are, with their seals.
     ///
     /// # Errors
     /// The kernel refuses the walk.
     pub fn policy_rows(&self) -> Result<Vec<(PolicyKey, PolicyRow)>, Error> {
-        let unsealed = |key: &PolicyKey, row: &PolicyRow| {
-            let seal = if row.seal == row_seal(key, row) { 0 } else { row.seal.max(1) };
-            (*key, PolicyRow { seal, ..*row })
-        };
-        let mut all = Vec::new();
-        batch::visit("POLICY", &self.pins.map("POLICY"), None, |keys, rows| {
-            all.extend(keys.iter().zip(rows).map(|(key, row)| unsealed(key, row)));
-            ControlFlow::Continue(())
-        })?;
-        Ok(all)
+        self.hash_rows("POLICY")
     }
 
     /// The `count` ranges from `base`; those beyond the table are missing.
@@ -158,18 +148,21 @@ impl Datapath {
         Ok(all)
     }
 
-    /// The identities of all addresses, with seals as [`Datapath::policy_rows`] has them.
+    /// The identities of all addresses as they are, with their seals.
     ///
     /// # Errors
     /// The kernel refuses the walk.
     pub fn identities(&self) -> Result<Vec<(Addr, IdentityRow)>, Error> {
-        let unsealed = |addr: &Addr, row: &IdentityRow| {
-            let seal = if row.seal == identity_seal(addr, row) { 0 } else { row.seal.max(1) };
-            (*addr, IdentityRow { seal, ..*row })
-        };
+        self.hash_rows("IDENTITIES")
+    }
+
+    fn hash_rows<K: aya::Pod + Default, V: aya::Pod + Default>(
+        &self,
+        map: &'static str,
+    ) -> Result<Vec<(K, V)>, Error> {
         let mut all = Vec::new();
-        batch::visit("IDENTITIES", &self.pins.map("IDENTITIES"), None, |addresses, rows| {
-            all.extend(addresses.iter().zip(rows).map(|(addr, row)| unsealed(addr, row)));
+        batch::visit(map, &self.pins.map(map), None, |keys: &[K], rows: &[V]| {
+            all.extend(keys.iter().copied().zip(rows.iter().copied()));
             ControlFlow::Continue(())
         })?;
         Ok(all)

@@ -73,10 +73,11 @@ impl Registry {
         }
     }
 
-    /// Gives where the pod's rows stand.
+    /// Gives the pod's row as it is to be, if it has rows.
     fn set(&mut self, endpoint: u32, sets: Sets) -> Option<Pod> {
         let known = self.0.entry(endpoint).or_insert(Known { sets, row: None });
         known.sets = sets;
+        known.row = known.row.map(|row| sets.on(&row));
         known.row
     }
 }
@@ -96,25 +97,26 @@ impl Datapath {
     /// The kernel refuses; the others' rows are written all the same.
     pub fn set_policies(&self, pods: &[(u32, Sets)]) -> Result<(), Error> {
         let mut registry = locked(&self.registry);
-        let mut result = Ok(());
-        let mut written = false;
-        for (endpoint, sets) in pods {
-            if let Some(row) = registry.set(*endpoint, *sets) {
-                written = true;
-                result = result.and(self.rewrite(&row, *sets));
-            }
-        }
-        result.and(if written { self.pods_changed() } else { Ok(()) })
+        let rows = pods.iter().filter_map(|(endpoint, sets)| registry.set(*endpoint, *sets));
+        let rows: Vec<Pod> = rows.collect();
+        self.rewrite(&rows)
     }
 
-    /// Forgets pods that have no rows, and were not to get any in the end.
-    pub fn forget_policies(&self, endpoints: &[u32]) {
+    /// Pods that are none any more are forgotten; those whose rows stand all the same are closed.
+    ///
+    /// # Errors
+    /// The kernel refuses; the others' rows are written all the same.
+    pub fn remove_policies(&self, endpoints: &[u32]) -> Result<(), Error> {
         let mut registry = locked(&self.registry);
-        for endpoint in endpoints {
-            if registry.0.get(endpoint).is_some_and(|known| known.row.is_none()) {
+        let rows = endpoints.iter().filter_map(|endpoint| {
+            let row = registry.set(*endpoint, Sets::CLOSED);
+            if row.is_none() {
                 registry.0.remove(endpoint);
             }
-        }
+            row
+        });
+        let rows: Vec<Pod> = rows.collect();
+        self.rewrite(&rows)
     }
 
     /// The sets of all pods: as the rows say, where they say something else than the agent does.
@@ -134,12 +136,17 @@ impl Datapath {
         Ok(sets)
     }
 
-    /// Changes the sets of a pod's rows; of those that are not there, or are another's, none.
-    fn rewrite(&self, pod: &Pod, sets: Sets) -> Result<(), Error> {
-        for addr in addresses(pod) {
-            rewrite(&mut locked(&self.pod_by_addr), "POD_BY_ADDR", addr, pod, sets)?;
+    /// Changes the sets in pods' rows; in those that are not there, or are another's, nothing.
+    fn rewrite(&self, pods: &[Pod]) -> Result<(), Error> {
+        let mut result = Ok(());
+        let (mut by_addr, mut by_ifindex) = (locked(&self.pod_by_addr), locked(&self.pod_by_ifindex));
+        for pod in pods {
+            for addr in addresses(pod) {
+                result = result.and(rewrite(&mut by_addr, "POD_BY_ADDR", addr, pod));
+            }
+            result = result.and(rewrite(&mut by_ifindex, "POD_BY_IFINDEX", pod.ifindex, pod));
         }
-        rewrite(&mut locked(&self.pod_by_ifindex), "POD_BY_IFINDEX", pod.ifindex, pod, sets)
+        result.and(if pods.is_empty() { Ok(()) } else { self.pods_changed() })
     }
 }
 
@@ -148,13 +155,12 @@ fn rewrite<K: aya::Pod>(
     map: &'static str,
     key: K,
     pod: &Pod,
-    sets: Sets,
 ) -> Result<(), Error> {
     let row = present(rows.get(&key, 0), map)?;
     let Some(row) = row.filter(|row| row.endpoint == pod.endpoint && row.ifindex == pod.ifindex) else {
         return Ok(());
     };
-    rows.insert(key, sets.on(&row), 0).map_err(Error::map(map))
+    rows.insert(key, Sets::of(pod).on(&row), 0).map_err(Error::map(map))
 }
 
 #[cfg(test)]

@@ -4,12 +4,15 @@
 //! a node that configures itself by router advertisements goes on doing so (RFC 4861 §6.2.2 and the kernel's
 //! `accept_ra=2`: a router ignores advertisements unless told otherwise, and drops what it had learnt).
 
+use super::GATEWAY_V6;
 use super::config::Config;
 use super::netlink::{self, Link, Netlink};
 use super::route::LinkAddress;
 use super::sysctl::{self, Family, Key};
 use ipnet::IpNet;
+use std::collections::BTreeSet;
 use std::fmt;
+use std::net::IpAddr;
 
 /// MTU of pods where no uplink tells one: Ethernet's (RFC 894).
 const ETHERNET_MTU: u32 = 1500;
@@ -109,6 +112,18 @@ async fn default_route_links<'a>(nl: &Netlink, links: &'a [Link]) -> Result<Vec<
         }
     }
     Ok(chosen)
+}
+
+/// All addresses of the node itself as others see it, in order: those of all its interfaces but the loopback's own,
+/// and the one by which pods know it ([`GATEWAY_V6`]), which it gets with the first of them.
+///
+/// # Errors
+/// [`netlink::Error`].
+pub async fn addresses(nl: &Netlink) -> Result<Vec<IpAddr>, netlink::Error> {
+    let all = nl.addresses(None).await?;
+    let own = all.iter().map(|address| address.net.addr()).filter(|address| !address.is_loopback());
+    let own: BTreeSet<IpAddr> = own.chain([IpAddr::V6(GATEWAY_V6)]).collect();
+    Ok(own.into_iter().collect())
 }
 
 /// MTU of pods: the configured, or the smallest of the uplinks', so that no pod sends what one cannot carry.

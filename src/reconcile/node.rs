@@ -1,6 +1,6 @@
 //! This node's place in the network: forwarding, the uplinks' program, routes to the other nodes.
 //!
-//! One task, the only one that writes routes and attaches uplinks. It acts on a new snapshot, on a new
+//! One task, the only one that writes routes and attaches uplinks, and the one that knows the node's own addresses. It acts on a new snapshot, on a new
 //! configuration, and every [`AUDIT`] to see uplinks that came or went and to mend what others broke. Each
 //! round works from what the kernel says, so that aborting it anywhere is safe.
 
@@ -13,6 +13,7 @@ use crate::net::routes::{Owner, Report, RouteWriter};
 use crate::store::Snapshot;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -72,6 +73,7 @@ pub struct Reconciler {
     datapath: Arc<Datapath>,
     writer: RouteWriter,
     mtu: Arc<AtomicU32>,
+    addresses: watch::Sender<Arc<Vec<IpAddr>>>,
     attached: BTreeSet<(u32, String)>,
     /// The kernel was asked which filters an earlier agent left on uplinks.
     asked: bool,
@@ -80,13 +82,15 @@ pub struct Reconciler {
 }
 
 impl Reconciler {
-    /// For the node of that name; the state is sent to `status`, the MTU of pods kept in `mtu`.
+    /// For the node of that name; the state is sent to `status`, its own addresses to `addresses`, the MTU of pods kept
+    /// in `mtu`.
     #[must_use]
     pub fn new(
         node: String,
         netlink: Netlink,
         datapath: Arc<Datapath>,
         mtu: Arc<AtomicU32>,
+        addresses: watch::Sender<Arc<Vec<IpAddr>>>,
         status: watch::Sender<Arc<NodeStatus>>,
     ) -> Self {
         let writer = RouteWriter::new(netlink.clone(), &[Owner::Nodes]);
@@ -98,6 +102,7 @@ impl Reconciler {
             attached: BTreeSet::new(),
             asked: false,
             mtu,
+            addresses,
             told: BTreeSet::new(),
             status,
         }
@@ -144,6 +149,14 @@ impl Reconciler {
         config: &Config,
         status: &mut NodeStatus,
     ) -> Result<(), Error> {
+        let addresses = host::addresses(&self.netlink).await?;
+        self.addresses.send_if_modified(|known| {
+            let changed = **known != addresses;
+            if changed {
+                *known = Arc::new(addresses);
+            }
+            changed
+        });
         let uplinks = host::uplinks(&self.netlink, &config.net).await?;
         for change in host::enable_forwarding(&self.netlink, &uplinks).await? {
             tracing::info!(target: "netd::node", "{change}");

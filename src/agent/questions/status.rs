@@ -4,14 +4,15 @@ use crate::agent::reclaim::Totals;
 use crate::agent::state::State;
 use crate::agent::tasks;
 use crate::answer::status::{
-    Addresses, Datapath, Level, Network, Part, Problem, Range, Reclaim, Refused, Runtime, Services, Source,
-    Status, Table, Task,
+    Addresses, Datapath, Level, Network, Part, Policies, Problem, Range, Reclaim, Refused, Runtime, Services,
+    Source, Status, Table, Task,
 };
 use crate::datapath::Way;
 use crate::ipam::ledger::Clock;
 use crate::ipam::pool::Usage;
 use crate::model::report::{self, Report, Severity};
 use crate::reconcile::node::NodeStatus;
+use crate::reconcile::policy::PolicyStatus;
 use crate::reconcile::services::ServiceStatus;
 use crate::service::tables::Refusal;
 use crate::telemetry::chain;
@@ -31,6 +32,7 @@ pub(in crate::agent) fn status(state: &State) -> Status {
     let snapshot = state.store.current();
     let services = state.services.load().as_ref().map(|handle| handle.status.borrow().clone());
     let services = services.unwrap_or_default();
+    let policies = state.policy.status.borrow().clone();
     let node = state.node_status.borrow().clone();
     let pending = state.readiness.pending();
     let tasks = state.tasks.states();
@@ -40,6 +42,7 @@ pub(in crate::agent) fn status(state: &State) -> Status {
     source_problems(&report, &mut problems);
     pending_problems(state, &pending, &report, &mut problems);
     service_problems(&services, &mut problems);
+    policy_problems(&policies, &mut problems);
     node_problems(&node, &mut problems);
     task_problems(&tasks, &mut problems);
     table_problems(&tables, &mut problems);
@@ -79,6 +82,18 @@ pub(in crate::agent) fn status(state: &State) -> Status {
             audits: services.audits,
             drift: services.drift,
         },
+        policies: Policies {
+            generation: policies.generation,
+            wanted: policies.policies,
+            isolated: policies.isolated,
+            sets: policies.sets,
+            identities: policies.identities,
+            closed: policies.closed_pods(),
+            last_compile_us: policies.compile_us,
+            last_change_us: policies.took_us,
+            audits: policies.audits,
+            drift: policies.drift,
+        },
         addresses: Addresses {
             pods: state.cni.state().entries().count(),
             ranges: state.cni.usage().iter().map(range).collect(),
@@ -111,6 +126,9 @@ pub(in crate::agent) fn tables(state: &State, services: &ServiceStatus) -> Vec<T
     };
     let usages = &services.usages;
     let known = |used: u32| services.generation.is_some().then_some(u64::from(used));
+    let policies = state.policy.status.borrow().clone();
+    let written = |used: u32| policies.generation.is_some().then_some(u64::from(used));
+    let of_policies = state.datapath.policy_limits();
     let (frontends, slots, backends) = state.datapath.service_limits();
     let pods = u64::try_from(state.cni.state().entries().count()).ok();
     let fill = state.datapath.flow_fill().ok();
@@ -125,6 +143,10 @@ pub(in crate::agent) fn tables(state: &State, services: &ServiceStatus) -> Vec<T
         table("established", "flows", fill.map(|fill| fill.established), config.flows),
         table("nursery", "nursery", nursery, config.nursery),
         table("affinity", "affinity", None, config.affinity),
+        table("policy_rows", "policy_rows", written(policies.usages.rows.used), of_policies.rows),
+        table("policy_ranges", "policy_ranges", written(policies.usages.ranges.used), of_policies.ranges),
+        table("identities", "identities", written(policies.usages.identities.used), of_policies.identities),
+        table("blocks", "blocks", written(policies.usages.blocks.used), of_policies.blocks),
     ]
 }
 
@@ -258,6 +280,7 @@ fn pending_problems(
             "source" if report.errors().next().is_some() => continue,
             "source" => (Part::Source, format!("ls -l {}", quoted(&state.source))),
             "services" => (Part::Services, "netd svc list".to_owned()),
+            "policies" => (Part::Policies, logs()),
             "node" => (Part::Network, "ip route show default".to_owned()),
             "addresses" => (Part::Addresses, "netd config show".to_owned()),
             _ => (Part::Runtime, logs()),
@@ -285,6 +308,17 @@ fn service_problems(services: &ServiceStatus, problems: &mut Vec<Problem>) {
     );
     let waiting = |refusal| Problem { level: Level::Warning, ..of(refusal) };
     problems.extend(services.waiting.iter().map(waiting));
+}
+
+fn policy_problems(policies: &PolicyStatus, problems: &mut Vec<Problem>) {
+    if let Some(error) = &policies.error {
+        let message = format!("the policy tables cannot be written: {error}");
+        problems.push(error_of(Part::Policies, message, logs()));
+    }
+    let lack = policies.closed.iter().map(ToString::to_string).chain(policies.left_out.iter().cloned());
+    let lack = lack.map(|message| (message, "netd config show".to_owned()));
+    let others = policies.problems.iter().map(|problem| (problem.to_string(), logs()));
+    problems.extend(lack.chain(others).map(|(message, next)| error_of(Part::Policies, message, next)));
 }
 
 fn node_problems(node: &NodeStatus, problems: &mut Vec<Problem>) {

@@ -118,10 +118,12 @@ impl<P: Plumbing> Server<P> {
             let code = match fault {
                 Fault::NoNetns(_) => Code::ENVIRONMENT,
                 Fault::NameTaken(_) => Code::NAME_TAKEN,
+                Fault::NotYet(_) => Code::TRY_LATER,
                 Fault::Differs(_) | Fault::Failed(_) => Code::KERNEL,
             };
             let msg = match fault {
                 Fault::NoNetns(_) => "CNI_NETNS cannot be opened".to_owned(),
+                Fault::NotYet(_) => format!("cannot {what} {} yet", entry.attachment),
                 _ => format!("cannot {what} {}", entry.attachment),
             };
             Error::because(code, msg, chain(fault))
@@ -129,9 +131,14 @@ impl<P: Plumbing> Server<P> {
         let Some(interface) = Interface::of(entry) else {
             return Err(Error::new(Code::ENVIRONMENT, "CNI_NETNS is missing"));
         };
+        let sync_wait = *self.sync_wait.borrow();
+        let policies = self.plumbing.prepare(entry, sync_wait).await;
+        policies.map_err(|f| failed("put the policies in force for", &f))?;
         let link = self.plumbing.create(&interface).await.map_err(|f| failed("create the link of", &f))?;
         self.plumbing.attach(entry, &link).await.map_err(|f| failed("attach the programs of", &f))?;
         self.plumbing.admit(entry, &link).await.map_err(|f| failed("write the map rows of", &f))?;
+        // Only now: its first packet must find all of that.
+        self.plumbing.start(&interface).await.map_err(|f| failed("bring up the link of", &f))?;
         if is_primary(&self.ledger.state(), entry) {
             self.plumbing.write_status(entry).await.map_err(|f| failed("report the addresses of", &f))?;
         }

@@ -26,6 +26,9 @@ pub enum Fault {
     /// What CHECK looked at is not as ADD made it.
     #[error(transparent)]
     Differs(Source),
+    /// It is too early, or something is out of order that may be well soon: worth to try again.
+    #[error(transparent)]
+    NotYet(Source),
     /// Anything else.
     #[error(transparent)]
     Failed(Source),
@@ -160,7 +163,12 @@ pub trait Plumbing: Send + Sync + 'static {
     /// Name of the host's end of an attachment's link: a pure function of its argument.
     fn host_name(&self, attachment: &Attachment) -> String;
 
-    /// Makes a link with addresses, routes and neighbours; all or nothing.
+    /// Has the policies of a pod in force before there is a link by which it could send: waits up to `wait` for the
+    /// source to be synced, and until all is written. What cannot be said of the pod in time is a fault; it is never
+    /// let in without. Asked again it makes sure.
+    fn prepare(&self, entry: &Entry, wait: Duration) -> impl Future<Output = Result<(), Fault>> + Send;
+
+    /// Makes a link with the pod's addresses, routes and neighbours, by which no packet passes yet; all or nothing.
     fn create(&self, interface: &Interface) -> impl Future<Output = Result<Link, Fault>> + Send;
     /// Removes a link by its host's end. False: there was none.
     fn delete(&self, host_name: &str) -> impl Future<Output = Result<bool, Fault>> + Send;
@@ -171,8 +179,11 @@ pub trait Plumbing: Send + Sync + 'static {
 
     /// Attaches the programs to the host's end; replaces those that are there.
     fn attach(&self, entry: &Entry, link: &Link) -> impl Future<Output = Result<(), Fault>> + Send;
-    /// Writes the pod's rows, with its identity and policies.
+    /// Writes the pod's rows, with the policies that were prepared; those of a pod of which nothing was said allow
+    /// nothing.
     fn admit(&self, entry: &Entry, link: &Link) -> impl Future<Output = Result<(), Fault>> + Send;
+    /// Brings the link up, with the node's routes to the pod: from here on packets pass.
+    fn start(&self, interface: &Interface) -> impl Future<Output = Result<(), Fault>> + Send;
     /// Removes all rows under any of these addresses, and that of the interface, if there is one of that
     /// name. Success if there are none.
     fn expel(&self, host: Host<'_>, addresses: &[IpAddr]) -> impl Future<Output = Result<(), Fault>> + Send;

@@ -67,6 +67,7 @@ fn assert_agree(server: &Server<World>, world: &World) {
         let indexes: BTreeSet<u32> = inside.links.values().map(|end| end.ifindex).collect();
         assert_eq!(indexes, inside.rows.keys().copied().collect(), "map rows");
         assert_eq!(indexes, inside.attached, "programs");
+        assert_eq!(indexes, inside.started, "links that are up");
         let pods = state.entries().filter_map(|entry| Status::of(entry)).map(|s| (s.pod, s.container_id));
         assert_eq!(pods.collect::<std::collections::BTreeMap<_, _>>(), inside.statuses, "status files");
         for entry in state.entries() {
@@ -86,6 +87,55 @@ async fn the_wait_for_the_source_can_be_changed() {
     assert!(server.add(add("c1")).await.unwrap_err().details.ends_with("after 10ms"));
     server.set_sync_wait(Duration::from_secs(3));
     assert!(server.add(add("c1")).await.unwrap_err().details.ends_with("after 3s"));
+}
+
+#[tokio::test]
+async fn without_its_policies_a_pod_gets_no_link() {
+    let (world, dir) = (World::default(), tempfile::tempdir().unwrap());
+    let (server, _) = open(&world, dir.path()).await;
+    world.inspect(|inside| inside.unsynced = true);
+    let before = world.steps().len();
+    // A container that is no pod's is not looked up first.
+    let bare = Add { pod: None, ..add("c1") };
+    let error = server.add(bare.clone()).await.unwrap_err();
+    assert_eq!(
+        (error.code, error.msg.as_str(), error.details.as_str()),
+        (
+            Code::TRY_LATER,
+            "cannot put the policies in force for eth0 of container c1 yet",
+            "not synced after 10ms"
+        )
+    );
+    assert_eq!(world.steps()[before..], ["prepare", "expel", "delete"], "nothing was made");
+    assert_eq!(server.state().entries().count(), 0);
+    // That the source is synced when the pod is looked up is not enough.
+    world.inspect(|inside| inside.unsynced = false);
+    for fate in [Fate::Fails, Fate::HappensAndFails] {
+        world.doom("prepare", fate);
+        server.add(add("c1")).await.unwrap_err();
+        world.inspect(|inside| assert!(inside.links.is_empty() && inside.rows.is_empty()));
+    }
+    let before = world.steps().len();
+    server.add(bare).await.unwrap();
+    assert_eq!(world.steps()[before..], STEPS[..5]);
+    let before = world.steps().len();
+    server.add(add("c2")).await.unwrap();
+    assert_eq!(world.steps()[before..], STEPS);
+}
+
+#[tokio::test]
+async fn a_restart_lets_nobody_wait_for_policies() {
+    let (world, dir) = (World::default(), tempfile::tempdir().unwrap());
+    {
+        let (server, _) = open(&world, dir.path()).await;
+        server.add(add("c1")).await.unwrap();
+    }
+    world.inspect(|inside| inside.unsynced = true);
+    let before = world.steps().len();
+    let (server, recovery) = open(&world, dir.path()).await;
+    assert_eq!((recovery.kept, recovery.problems.len()), (1, 0));
+    assert!(!world.steps()[before..].contains(&"prepare"), "the rows keep what they have");
+    assert_agree(&server, &world);
 }
 
 #[tokio::test]

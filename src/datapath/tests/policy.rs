@@ -24,12 +24,14 @@ fn allow(rule: u32) -> Decision {
 fn row(n: u64) -> (PolicyKey, PolicyRow) {
     let ranges = u32::try_from(n).unwrap();
     let key = PolicyKey { set: set::MARK | n, identity: identity::ANY };
-    (key, PolicyRow { ranges, count: 1, otherwise: allow(7), seal: 0 })
+    let row = PolicyRow { ranges, count: 1, otherwise: allow(7), seal: 0 };
+    (key, PolicyRow { seal: row_seal(&key, &row), ..row })
 }
 
 fn identity(n: u32) -> (Addr, IdentityRow) {
+    let addr = Addr([n, 2, 3, 4]);
     let row = IdentityRow { identity: identity::MARK | u64::from(n), flags: identity_flag::NODE, seal: 0 };
-    (Addr([n, 2, 3, 4]), row)
+    (addr, IdentityRow { seal: identity_seal(&addr, &row), ..row })
 }
 
 /// 10.0.0.0/8 and longer, and as many of IPv6.
@@ -70,7 +72,7 @@ fn epoch(datapath: &Datapath) -> u64 {
 }
 
 #[test]
-fn what_is_written_is_read_back_and_a_broken_seal_is_told() {
+fn what_is_written_is_read_back_with_its_seal() {
     isolated(|| {
         let rig = Rig::new();
         let datapath = &rig.datapath;
@@ -85,18 +87,16 @@ fn what_is_written_is_read_back_and_a_broken_seal_is_told() {
         assert!(datapath.policy_ranges(128, 1).unwrap().is_empty());
         assert!(datapath.set_policy_ranges(127, &[range(1), range(2)]).is_err());
 
-        let (key, written) = row(3);
-        let found = locked(&datapath.policy).get(&key, 0).unwrap();
-        assert_eq!(found, PolicyRow { seal: row_seal(&key, &written), ..written });
-        locked(&datapath.policy).insert(key, PolicyRow { count: 2, ..found }, 0).unwrap();
-        let told = datapath.policy_rows().unwrap().into_iter().find(|(of, _)| *of == key).unwrap().1;
-        assert_eq!((told.count, told.seal), (2, found.seal));
-        let (addr, written) = identity(3);
-        let found = locked(&datapath.identities).get(&addr, 0).unwrap();
-        assert_eq!(found, IdentityRow { seal: identity_seal(&addr, &written), ..written });
-        locked(&datapath.identities).insert(addr, IdentityRow { flags: 0, ..found }, 0).unwrap();
-        let told = datapath.identities().unwrap().into_iter().find(|(of, _)| *of == addr).unwrap().1;
-        assert_eq!((told.flags, told.seal), (0, found.seal));
+        // Whoever writes need not seal.
+        let ((key, written), (addr, known)) = (row(3), identity(3));
+        datapath.set_policy_rows(&[(key, PolicyRow { seal: 9, ..written })]).unwrap();
+        datapath.set_identities(&[(addr, IdentityRow { seal: 9, ..known })]).unwrap();
+        all_is_there(datapath, 12);
+        // A row that another's hand changed is told as it is.
+        locked(&datapath.policy).insert(key, PolicyRow { count: 2, ..written }, 0).unwrap();
+        assert!(datapath.policy_rows().unwrap().contains(&(key, PolicyRow { count: 2, ..written })));
+        locked(&datapath.identities).insert(addr, IdentityRow { flags: 0, ..known }, 0).unwrap();
+        assert!(datapath.identities().unwrap().contains(&(addr, IdentityRow { flags: 0, ..known })));
 
         for _ in 0..2 {
             datapath.remove_policy_rows(&(3..12).map(|n| row(n).0).collect::<Vec<_>>()).unwrap();
@@ -252,11 +252,12 @@ fn a_pod_of_which_nothing_was_said_is_closed() {
         assert_eq!(datapath.policies().unwrap()[&6], OTHER);
         datapath.upsert_pod(&other).unwrap();
         assert_eq!(sets(datapath, &other), [OTHER; 2]);
-        // Whose rows stand is not forgotten, who never got any is.
+        // Who never got rows is forgotten, whose rows stand is closed.
         datapath.set_policy(7, OTHER).unwrap();
-        datapath.forget_policies(&[6, 7]);
+        datapath.remove_policies(&[6, 7]).unwrap();
+        assert_eq!(sets(datapath, &other), [Sets::CLOSED; 2]);
         let known = datapath.policies().unwrap();
-        assert_eq!((known.get(&6), known.get(&7)), (Some(&OTHER), None));
+        assert_eq!((known.get(&6), known.get(&7)), (Some(&Sets::CLOSED), None));
     });
 }
 

@@ -6,12 +6,11 @@
 //! batch alone; a write that fails fails all of its batch, and the state stays what it was.
 
 use super::{Clock, Error, Ledger, State};
-use arc_swap::ArcSwap;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::thread;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 /// Largest number of changes in one write: what one of them may wait for has a bound.
 const BATCH: usize = 256;
@@ -24,15 +23,14 @@ type Reply = Box<dyn FnOnce(Result<(), Error>)>;
 #[derive(Clone, Debug)]
 pub struct Writer {
     changes: mpsc::Sender<Change>,
-    state: Arc<ArcSwap<State>>,
+    state: watch::Receiver<Arc<State>>,
 }
 
 impl Writer {
     /// Starts the thread.
     pub fn start(ledger: Ledger) -> Result<Self, Error> {
         let (changes, queue) = mpsc::channel();
-        let state = Arc::new(ArcSwap::new(Arc::clone(ledger.state())));
-        let published = Arc::clone(&state);
+        let (published, state) = watch::channel(Arc::clone(ledger.state()));
         thread::Builder::new()
             .name("netd-ledger".to_owned())
             .spawn(move || run(ledger, &queue, &published))
@@ -43,7 +41,13 @@ impl Writer {
     /// The state of the last write.
     #[must_use]
     pub fn state(&self) -> Arc<State> {
-        self.state.load_full()
+        Arc::clone(&self.state.borrow())
+    }
+
+    /// A receiver of states; its first value is the present one. It ends with the thread.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<Arc<State>> {
+        self.state.clone()
     }
 
     /// Makes a change; when this returns it is on disk, or nowhere. It also happens if the future is dropped.
@@ -62,7 +66,7 @@ impl Writer {
     }
 }
 
-fn run(mut ledger: Ledger, queue: &mpsc::Receiver<Change>, published: &ArcSwap<State>) {
+fn run(mut ledger: Ledger, queue: &mpsc::Receiver<Change>, published: &watch::Sender<Arc<State>>) {
     while let Ok(first) = queue.recv() {
         let mut next = State::clone(ledger.state());
         let clock = Clock::now();
@@ -73,7 +77,7 @@ fn run(mut ledger: Ledger, queue: &mpsc::Receiver<Change>, published: &ArcSwap<S
             let error = error as &dyn std::error::Error;
             tracing::error!(error, changes = replies.len(), "the address ledger was not written");
         }
-        published.store(Arc::clone(ledger.state()));
+        published.send_replace(Arc::clone(ledger.state()));
         for reply in replies {
             reply(outcome.clone());
         }

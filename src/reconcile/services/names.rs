@@ -2,21 +2,18 @@
 //!
 //! Flows outlive the Services and backends whose numbers they bear, so names are remembered when they are deleted:
 //! a Service port's until its number is given out again, a backend's by number and generation, which never come
-//! again; of either the newest [`REMEMBERED`], and none of an earlier agent's time.
+//! again; of either the newest few thousand, and none of an earlier agent's time.
 //!
 //! Written by the reconciler only, with what changed; readers hold the lock for one look-up or copy.
 
 use crate::model::ObjectName;
+use crate::reconcile::former::Former;
 use crate::service::plan::PortName;
 use crate::service::tables::NameChange;
 use serde::Serialize;
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::hash::Hash;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
-
-/// Deleted Service ports, and deleted backends, that are remembered at most.
-const REMEMBERED: usize = 4096;
 
 /// A service number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -57,44 +54,6 @@ struct Inner {
     backends: HashMap<u32, BackendLabel>,
     former_services: Former<u32, ObjectName>,
     former_backends: Former<(u32, u32), BackendLabel>,
-}
-
-/// The newest of what was deleted.
-#[derive(Debug)]
-struct Former<K, V> {
-    rows: HashMap<K, (u64, V)>,
-    order: BTreeMap<u64, K>,
-    next: u64,
-}
-
-impl<K, V> Default for Former<K, V> {
-    fn default() -> Self {
-        Self { rows: HashMap::new(), order: BTreeMap::new(), next: 0 }
-    }
-}
-
-impl<K: Copy + Eq + Hash, V: Clone> Former<K, V> {
-    fn remember(&mut self, key: K, value: V) {
-        self.forget(&key);
-        self.rows.insert(key, (self.next, value));
-        self.order.insert(self.next, key);
-        self.next += 1;
-        if self.order.len() > REMEMBERED
-            && let Some((_, oldest)) = self.order.pop_first()
-        {
-            self.rows.remove(&oldest);
-        }
-    }
-
-    fn forget(&mut self, key: &K) {
-        if let Some((at, _)) = self.rows.remove(key) {
-            self.order.remove(&at);
-        }
-    }
-
-    fn all(&self) -> HashMap<K, V> {
-        self.rows.iter().map(|(key, (_, value))| (*key, value.clone())).collect()
-    }
 }
 
 impl Inner {
@@ -218,6 +177,7 @@ impl Names {
 mod tests {
     use super::*;
     use crate::model::Protocol;
+    use crate::reconcile::former::REMEMBERED;
 
     fn address(n: u32) -> SocketAddr {
         SocketAddr::from(((0x0a60_0000 + n).to_be_bytes(), 80))

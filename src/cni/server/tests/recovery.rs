@@ -96,6 +96,7 @@ async fn recovery_clears_what_nobody_answers_for() {
         inside.attached.remove(&a);
         let c = inside.links.get_mut("nd-c-eth0").unwrap();
         (c.ifindex, c.link) = (77, None);
+        inside.started.insert(77);
         let mut stray = inside.links["nd-a-eth0"].clone();
         stray.ifindex = 78;
         stray.name = "nd-stray".to_owned();
@@ -115,7 +116,10 @@ async fn recovery_clears_what_nobody_answers_for() {
         ..Recovery::default()
     };
     assert_eq!(recovery, expected);
-    world.inspect(|inside| inside.attached.retain(|index| inside.rows.contains_key(index)));
+    world.inspect(|inside| {
+        inside.attached.retain(|index| inside.rows.contains_key(index));
+        inside.started.retain(|index| inside.rows.contains_key(index));
+    });
     assert_agree(&server, &world);
 }
 

@@ -19,7 +19,7 @@ const LINK: Link = Link {
 };
 
 /// The steps of ADD that follow the ledger.
-pub(super) const STEPS: [&str; 4] = ["create", "attach", "admit", "write_status"];
+pub(super) const STEPS: [&str; 6] = ["prepare", "create", "attach", "admit", "start", "write_status"];
 
 /// What becomes of one step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +44,10 @@ pub(super) struct Inside {
     pub(super) nameless: BTreeSet<String>,
     pub(super) create_fault: Option<&'static str>,
     pub(super) unsynced: bool,
+    /// Endpoints whose policies are in force.
+    pub(super) prepared: BTreeSet<u32>,
+    /// Links that are up.
+    pub(super) started: BTreeSet<u32>,
     /// Attachments that the tables take; none: any number.
     pub(super) capacity: Option<usize>,
     annotations: BTreeMap<String, String>,
@@ -143,6 +147,17 @@ impl Plumbing for World {
         format!("nd-{}-{}", attachment.container_id, attachment.ifname)
     }
 
+    async fn prepare(&self, entry: &Entry, wait: Duration) -> Result<(), Fault> {
+        self.step("prepare", |inside| {
+            if inside.unsynced {
+                return Err(Fault::NotYet(format!("not synced after {wait:?}").into()));
+            }
+            inside.prepared.insert(entry.endpoint);
+            Ok(())
+        })
+        .await
+    }
+
     async fn create(&self, interface: &Interface) -> Result<Link, Fault> {
         self.step("create", |inside| {
             match inside.create_fault.take() {
@@ -157,7 +172,8 @@ impl Plumbing for World {
                 name: interface.host_name.clone(),
                 alias: interface.alias.clone(),
                 link: Some(link),
-                addresses: interface.addresses.clone(),
+                // From routes, which there are none of yet.
+                addresses: Vec::new(),
             };
             assert_eq!(inside.links.insert(end.name.clone(), end), None, "made over another");
             Ok(link)
@@ -169,6 +185,7 @@ impl Plumbing for World {
         self.step("delete", |inside| {
             let Some(end) = inside.links.remove(host_name) else { return Ok(false) };
             inside.attached.remove(&end.ifindex);
+            inside.started.remove(&end.ifindex);
             Ok(true)
         })
         .await
@@ -208,6 +225,19 @@ impl Plumbing for World {
         self.step("admit", |inside| {
             let (ifindex, endpoint) = (link.host_ifindex, entry.endpoint);
             inside.rows.insert(ifindex, Row { ifindex, endpoint, addresses: entry.addresses.clone() });
+            Ok(())
+        })
+        .await
+    }
+
+    async fn start(&self, interface: &Interface) -> Result<(), Fault> {
+        self.step("start", |inside| {
+            let end = inside.links.get_mut(&interface.host_name).expect("it was made");
+            let row = inside.rows.get(&end.ifindex).expect("rows before the first packet");
+            assert!(inside.attached.contains(&end.ifindex), "programs before the first packet");
+            assert!(inside.prepared.contains(&row.endpoint), "policies before the first packet");
+            end.addresses.clone_from(&interface.addresses);
+            inside.started.insert(end.ifindex);
             Ok(())
         })
         .await
