@@ -3,6 +3,7 @@
 use super::frames::{TCP, UDP, packet, raw};
 use super::rig::{Rig, isolated};
 use netd_bpf::event::{path, reason};
+use netd_bpf::flow::role;
 use netd_bpf::service::kind;
 
 const OK: i32 = 0;
