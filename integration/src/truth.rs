@@ -245,7 +245,11 @@ impl<'lab> World<'lab> {
     fn in_words(&self) -> String {
         let mut text: String = self.policies.iter().map(Policy::yaml).collect();
         for node in self.site.nodes() {
-            text += &format!("---- end of {}\n{}\n", node.log().display(), tail(&node.log(), 15));
+            // What it does every ten seconds is of no interest.
+            let log = tail(&node.log(), 200);
+            let lines: Vec<&str> = log.lines().filter(|line| !line.contains("DEBUG netd::flows")).collect();
+            let end = lines.get(lines.len().saturating_sub(15)..).unwrap_or_default();
+            text += &format!("---- end of {}\n{}\n", node.log().display(), end.join("\n"));
         }
         text
     }

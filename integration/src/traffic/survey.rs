@@ -24,8 +24,8 @@ const SILENCE: Duration = Duration::from_millis(400);
 const PATIENCE: Duration = Duration::from_millis(1_500);
 /// How long a change may take until it is in the kernel, asked about again and again.
 const CHANGE: Duration = Duration::from_secs(30);
-/// Pause between two rounds, so that an agent gets to work.
-const PAUSE: Duration = Duration::from_millis(20);
+/// Pauses between two rounds, so that an agent gets to work: from the first each is twice the one before.
+const PAUSES: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(640)];
 /// What is asked.
 const LINE: &[u8] = b"1\n";
 
@@ -91,6 +91,7 @@ pub enum Answer {
 pub fn settled(questions: &[Question]) -> Result<Vec<Answer>> {
     allow_many_files()?;
     let start = Instant::now();
+    let [mut pause, longest] = PAUSES;
     loop {
         let answers = round(questions, Haste::UntilWrong)?;
         if agree(questions, &answers) {
@@ -100,7 +101,8 @@ pub fn settled(questions: &[Question]) -> Result<Vec<Answer>> {
             // The whole of it, to be shown.
             return round(questions, Haste::None);
         }
-        std::thread::sleep(PAUSE);
+        std::thread::sleep(pause);
+        pause = longest.min(pause * 2);
     }
 }
 
