@@ -10,6 +10,7 @@
 //! | [`node`] | a node: a namespace, an agent, its pods |
 //! | [`state`] | the folder of Kubernetes YAML that the nodes share |
 //! | [`site`] | ready-made networks of several nodes |
+//! | [`truth`] | nine pods, policies between them, and tables of who reaches whom |
 //! | [`wait`] | conditions with a deadline |
 //! | [`stats`] | is a share fair? |
 //!
@@ -24,4 +25,5 @@ pub mod site;
 pub mod state;
 pub mod stats;
 pub mod traffic;
+pub mod truth;
 pub mod wait;

@@ -5,14 +5,17 @@
 
 mod api;
 mod config;
+mod monitor;
+mod pod;
 
 pub use api::Response;
 pub use config::{Config, Tables};
+pub use monitor::Monitor;
+pub use pod::{Pod, Server, addresses};
 
-use crate::cni::{self, Attachment, Runtime};
+use crate::cni::Runtime;
 use crate::lab::{Lab, Namespace, Process, tail};
 use crate::state::State;
-use crate::traffic::Echo;
 use crate::{binary, wait};
 use anyhow::{Context as _, Result, anyhow, bail};
 use nix::sys::signal::Signal;
@@ -20,11 +23,11 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::AtomicU32;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -48,65 +51,6 @@ pub struct Node<'lab> {
     agent: Mutex<Option<Process>>,
     runtime: Runtime,
     sandboxes: AtomicU32,
-}
-
-/// A pod of a node.
-#[derive(Clone, Debug)]
-pub struct Pod {
-    /// Its name; its namespace is `default`.
-    pub name: String,
-    /// Its node's name.
-    pub node: String,
-    /// Its network namespace.
-    pub netns: Namespace,
-    /// What the runtime knows of it.
-    pub attachment: Attachment,
-    /// The result of ADD.
-    pub result: Value,
-    /// The addresses it got.
-    pub addresses: Vec<IpAddr>,
-}
-
-/// A pod that answers at [`PORT`] by TCP and UDP.
-#[derive(Debug)]
-pub struct Server {
-    /// The pod.
-    pub pod: Pod,
-    /// What serves in it.
-    pub echo: Echo,
-}
-
-impl Server {
-    /// Where it serves.
-    ///
-    /// # Errors
-    /// It has no address of this family.
-    pub fn at(&self, v6: bool) -> Result<SocketAddr> {
-        Ok(SocketAddr::new(self.pod.address(v6)?, PORT))
-    }
-
-    /// Its pod's network namespace.
-    #[must_use]
-    pub fn netns(&self) -> &Namespace {
-        &self.pod.netns
-    }
-}
-
-/// The addresses of all these servers.
-#[must_use]
-pub fn addresses<'a>(servers: impl IntoIterator<Item = &'a Server>) -> Vec<IpAddr> {
-    servers.into_iter().flat_map(|server| server.pod.addresses.iter().copied()).collect()
-}
-
-impl Pod {
-    /// Its address of one family.
-    ///
-    /// # Errors
-    /// It has none.
-    pub fn address(&self, v6: bool) -> Result<IpAddr> {
-        let found = self.addresses.iter().find(|address| address.is_ipv6() == v6);
-        found.copied().with_context(|| format!("{} has only {:?}", self.name, self.addresses))
-    }
 }
 
 impl<'lab> Node<'lab> {
@@ -199,6 +143,12 @@ impl<'lab> Node<'lab> {
     #[must_use]
     pub fn ledger(&self) -> PathBuf {
         self.dir.join("state/ledger.json")
+    }
+
+    /// Where its agent answers.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join("run/netd.sock")
     }
 
     /// Its agent's log.
@@ -337,7 +287,7 @@ impl<'lab> Node<'lab> {
     /// # Errors
     /// No agent answers.
     pub fn api(&self, path: &str) -> Result<Response> {
-        api::get(&self.dir.join("run/netd.sock"), path)
+        api::get(&self.socket(), path)
     }
 
     /// GET of a JSON document.
@@ -416,59 +366,6 @@ impl<'lab> Node<'lab> {
     /// None was started.
     pub fn agent_id(&self) -> Result<u32> {
         self.with_agent(|agent| Ok(agent.id()))
-    }
-
-    /// A sandbox for a pod, not yet attached.
-    ///
-    /// # Errors
-    /// The kernel refuses.
-    pub fn sandbox(&self, name: &str) -> Result<(Namespace, Attachment)> {
-        let n = self.sandboxes.fetch_add(1, Ordering::Relaxed);
-        let id = format!("{}-{n}-{name}", self.name);
-        let netns = self.lab.namespace(&id)?;
-        let attachment = Attachment::of_pod(&id, netns.path().into(), "default", name);
-        Ok((netns, attachment))
-    }
-
-    /// Makes a pod, as the kubelet does: a sandbox, then ADD through the runtime.
-    ///
-    /// # Errors
-    /// ADD was refused; the sandbox is gone again.
-    pub fn add_pod(&self, name: &str) -> Result<Pod> {
-        let (netns, attachment) = self.sandbox(name)?;
-        match self.runtime.add(&attachment) {
-            Ok(result) => {
-                let addresses = cni::addresses(&result)?;
-                Ok(Pod { name: name.into(), node: self.name.clone(), netns, attachment, result, addresses })
-            }
-            Err(error) => {
-                // As the specification asks after a failed ADD; its own failure would hide the cause.
-                drop(self.runtime.del(&attachment));
-                netns.delete()?;
-                Err(error.context(format!("adding {name} to {}", self.name)))
-            }
-        }
-    }
-
-    /// [`Node::add_pod`], and a server in it.
-    ///
-    /// # Errors
-    /// As [`Node::add_pod`].
-    pub fn add_server(&self, name: &str) -> Result<Server> {
-        let pod = self.add_pod(name)?;
-        let echo = Echo::start(&pod.netns, name, PORT)?;
-        Ok(Server { pod, echo })
-    }
-
-    /// Removes a pod: DEL, then the sandbox.
-    ///
-    /// # Errors
-    /// DEL was refused.
-    pub fn del_pod(&self, pod: Pod) -> Result<()> {
-        self.runtime
-            .del(&pod.attachment)
-            .with_context(|| format!("removing {} from {}", pod.name, self.name))?;
-        pod.netns.delete()
     }
 
     fn agent(&self) -> MutexGuard<'_, Option<Process>> {

@@ -2,6 +2,10 @@
 //!
 //! Each file appears whole: it is written beside, under a name that no source reads, and renamed.
 
+mod objects;
+
+pub use objects::{Policy, Workload, namespace, policy};
+
 use anyhow::{Context as _, Result};
 use std::fmt::Write as _;
 use std::fs;
@@ -86,13 +90,42 @@ impl State {
         labels: &[(&str, &str)],
         annotations: &[(&str, &str)],
     ) -> Result<()> {
-        let text = format!(
-            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: default\n  labels:{}\n  \
-             annotations:{}\nspec:\n  nodeName: {node}\n  containers:\n  - name: main\n    image: none\n",
-            map(labels, 4),
-            map(annotations, 4),
-        );
-        self.put(&format!("pod-{name}.yaml"), &text)
+        let own = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
+        let pod = Workload {
+            namespace: "default".into(),
+            name: name.into(),
+            node: node.into(),
+            labels: own(labels),
+            annotations: own(annotations),
+            ports: Vec::new(),
+        };
+        self.put(&format!("pod-{name}.yaml"), &pod.yaml())
+    }
+
+    /// A Pod in `pod-NAMESPACE-NAME.yaml`, with the namespace's own object in `namespace-NAMESPACE.yaml`.
+    ///
+    /// # Errors
+    /// As [`State::put`].
+    pub fn workload(&self, pod: &Workload) -> Result<()> {
+        let Workload { namespace: of, name, .. } = pod;
+        self.put(&format!("namespace-{of}.yaml"), &namespace(of, &[]))?;
+        self.put(&format!("pod-{of}-{name}.yaml"), &pod.yaml())
+    }
+
+    /// A NetworkPolicy in a file of its own.
+    ///
+    /// # Errors
+    /// As [`State::put`].
+    pub fn policy(&self, policy: &Policy) -> Result<()> {
+        self.put(&policy.file(), &policy.yaml())
+    }
+
+    /// Takes a NetworkPolicy away.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn remove_policy(&self, policy: &Policy) -> Result<()> {
+        self.remove(&policy.file())
     }
 
     /// A Service in `service-NAME.yaml`, in the namespace `default`; each port by TCP and by UDP.

@@ -10,14 +10,20 @@ mod crowd;
 mod echo;
 mod frames;
 mod load;
+mod stream;
+mod survey;
 mod told;
+mod trickle;
 
 pub use bulk::{Sink, send_bulk};
 pub use crowd::{Crowd, Keeper, flood, hold};
 pub use echo::Echo;
 pub use frames::{Frames, arp_request, eth0_mac, gateway_mac, udp_fragments, udp_frame};
 pub use load::{Load, Style, Tally};
+pub use stream::Stream;
+pub use survey::{Answer, Question, agree, expect, once, reached, settled};
 pub use told::{Probe, Told, refused};
+pub use trickle::{Counter, Trickle};
 
 use crate::lab::Namespace;
 use crate::wait;
@@ -116,24 +122,45 @@ impl Flow {
     /// # Errors
     /// No answer in time, a reset, or an answer to something else.
     pub fn ask(&mut self) -> Result<String> {
+        self.say()?;
+        self.hear()
+    }
+
+    /// Sends the next question and does not wait for the answer.
+    ///
+    /// # Errors
+    /// The flow is broken.
+    pub fn say(&mut self) -> Result<()> {
         self.asked += 1;
         let question = format!("{}\n", self.asked);
         let target = self.target;
+        match &mut self.socket {
+            FlowSocket::Tcp(stream) => {
+                stream.get_mut().write_all(question.as_bytes()).with_context(|| format!("TCP to {target}"))
+            }
+            FlowSocket::Udp(socket) => {
+                socket.send(question.as_bytes()).map(drop).with_context(|| format!("UDP to {target}"))
+            }
+        }
+    }
+
+    /// Waits for the answer to the newest question; the name of who gave it.
+    ///
+    /// # Errors
+    /// As [`Flow::ask`].
+    pub fn hear(&mut self) -> Result<String> {
+        let target = self.target;
         let answer = match &mut self.socket {
             FlowSocket::Tcp(stream) => {
-                let context = || format!("TCP to {target}");
-                stream.get_mut().write_all(question.as_bytes()).with_context(context)?;
                 let mut line = String::new();
-                if stream.read_line(&mut line).with_context(context)? == 0 {
+                if stream.read_line(&mut line).with_context(|| format!("TCP to {target}"))? == 0 {
                     bail!("TCP to {target}: closed by the other side");
                 }
                 line
             }
             FlowSocket::Udp(socket) => {
-                let context = || format!("UDP to {target}");
-                socket.send(question.as_bytes()).with_context(context)?;
                 let mut datagram = [0; 512];
-                let length = socket.recv(&mut datagram).with_context(context)?;
+                let length = socket.recv(&mut datagram).with_context(|| format!("UDP to {target}"))?;
                 String::from_utf8_lossy(datagram.get(..length).unwrap_or_default()).into_owned()
             }
         };
@@ -141,8 +168,8 @@ impl Flow {
             .trim_end()
             .split_once(' ')
             .ok_or_else(|| anyhow!("{target} answered {answer:?}: not an echo"))?;
-        if echoed != question.trim_end() {
-            bail!("{target} answered {answer:?} to {question:?}");
+        if echoed != self.asked.to_string() {
+            bail!("{target} answered {answer:?} to question {}", self.asked);
         }
         Ok(name.to_owned())
     }
@@ -170,6 +197,21 @@ impl Flow {
         let blank = datagram.iter().position(|byte| *byte == b' ').context("not an echo")?;
         let payload = datagram.split_off(blank + 1);
         Ok((String::from_utf8_lossy(&datagram).trim_end().to_owned(), payload))
+    }
+
+    /// Where it was opened to.
+    #[must_use]
+    pub fn target(&self) -> SocketAddr {
+        self.target
+    }
+
+    /// By what.
+    #[must_use]
+    pub fn proto(&self) -> Proto {
+        match self.socket {
+            FlowSocket::Tcp(_) => Proto::Tcp,
+            FlowSocket::Udp(_) => Proto::Udp,
+        }
     }
 
     /// The local address of the flow.

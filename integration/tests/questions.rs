@@ -4,7 +4,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use netd_integration::lab::{Lab, Process, pinned};
-use netd_integration::node::{Node, PORT, Server};
+use netd_integration::node::{Monitor, Node, PORT, Server};
 use netd_integration::site::Site;
 use netd_integration::state::Port;
 use netd_integration::traffic::{self, Flow, Frames, Proto};
@@ -14,7 +14,6 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 use std::process::Command;
 
 const VIP_PORT: Port = Port { port: 80, target: PORT };
@@ -37,13 +36,8 @@ impl Said {
     }
 }
 
-/// The folder's socket, by its option.
-fn socket(node: &Node<'_>) -> PathBuf {
-    node.dir().join("run/netd.sock")
-}
-
 fn netd(node: &Node<'_>, words: &str) -> Result<Said> {
-    let socket = socket(node);
+    let socket = node.socket();
     let mut all: Vec<&OsStr> = words.split_whitespace().map(OsStr::new).collect();
     all.extend([OsStr::new("--socket"), socket.as_os_str()]);
     let output = node.netd(&all)?;
@@ -410,32 +404,6 @@ fn a_service_is_told_as_the_kernel_has_it() -> Result<()> {
     })
 }
 
-/// A monitor in the background, and what it has said.
-struct Monitor {
-    process: Process,
-    log: PathBuf,
-}
-
-impl Monitor {
-    fn start(node: &Node<'_>, name: &str, words: &[&str]) -> Result<Self> {
-        let log = node.dir().join(format!("{name}.log"));
-        let mut command = Command::new(netd_integration::binary::netd()?);
-        command.arg("monitor").args(words).arg("--socket").arg(socket(node));
-        Ok(Self { process: Process::start(node.namespace(), name, &mut command, &log)?, log })
-    }
-
-    fn said(&self) -> Result<String> {
-        Ok(fs::read_to_string(&self.log)?)
-    }
-
-    /// Its lines so far that are whole JSON documents of this kind.
-    fn events(&self, kind: &str) -> Result<Vec<Value>> {
-        let said = self.said()?;
-        let events = said.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        Ok(events.filter(|event| text(event, "kind") == kind).collect())
-    }
-}
-
 /// A pod whose runtime tells no name: it goes by its container, and is asked for by it.
 #[test]
 fn a_pod_without_a_name_is_told_and_asked_for_by_its_container() -> Result<()> {
@@ -588,7 +556,7 @@ fn full_tables_are_told_whole_and_the_agent_answers_meanwhile() -> Result<()> {
         let words = format!("conntrack list --limit 0 --proto udp --address {}", nowhere.ip());
         let mut asking = Command::new(netd_integration::binary::netd()?);
         let log = a.dir().join("flows.json");
-        asking.args(words.split_whitespace()).args(["-o", "json", "--socket"]).arg(socket(a));
+        asking.args(words.split_whitespace()).args(["-o", "json", "--socket"]).arg(a.socket());
         let mut asking = Process::start(a.namespace(), "flows", &mut asking, &log)?;
         let mut answered = 0;
         let ended = wait::until("all flows", || {
@@ -609,7 +577,7 @@ fn full_tables_are_told_whole_and_the_agent_answers_meanwhile() -> Result<()> {
         let shell = format!(
             "{} conntrack list --limit 0 --socket {} 2>&1 >/dev/full; echo $?",
             netd_integration::binary::netd()?.display(),
-            socket(a).display(),
+            a.socket().display(),
         );
         let mut command = Command::new("sh");
         let full = a.to_end(command.args(["-c", &shell]))?;

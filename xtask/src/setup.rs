@@ -49,7 +49,7 @@ const TOOLS: [Tool; 8] = [
     Tool {
         probe: "iptables-legacy-restore",
         package: "iptables",
-        why: "loads kube-proxy's iptables rules, which netd is measured against",
+        why: "loads kube-proxy's iptables rules, which netd is measured against; hides outsiders behind a node",
     },
     Tool {
         probe: "nft",

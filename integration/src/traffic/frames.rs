@@ -26,13 +26,20 @@ impl Frames {
     /// # Errors
     /// There is no such interface.
     pub fn open(namespace: &Namespace, ifname: &str) -> Result<Self> {
-        namespace.enter(|| {
-            let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(ETH_P_ALL)))
-                .context("opening a packet socket")?;
-            socket.set_recv_buffer_size(4 << 20)?;
-            socket.set_read_timeout(Some(Duration::from_millis(5)))?;
-            Ok(Self { socket, device: link_address(ifname)? })
-        })
+        namespace.enter(|| Self::here(ifname))
+    }
+
+    /// [`Frames::open`] in the namespace of the calling thread.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn here(ifname: &str) -> Result<Self> {
+        let device = link_address(ifname)?;
+        let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(ETH_P_ALL)))
+            .context("opening a packet socket")?;
+        socket.set_recv_buffer_size(4 << 20)?;
+        socket.set_read_timeout(Some(Duration::from_millis(5)))?;
+        Ok(Self { socket, device })
     }
 
     /// MAC address of the interface.
@@ -85,6 +92,16 @@ impl Frames {
         Ok(frames)
     }
 
+    /// Reads all frames that wait, in and out, and counts the IP packets from one of `sources`.
+    ///
+    /// # Errors
+    /// The socket fails.
+    pub fn count_from(&mut self, sources: &[IpAddr]) -> Result<u64> {
+        let mut count = 0;
+        self.each(|frame| count += u64::from(source(frame).is_some_and(|source| sources.contains(&source))))?;
+        Ok(count)
+    }
+
     fn each(&mut self, mut look: impl FnMut(&[u8])) -> Result<()> {
         let mut frame = vec![0; 1 << 17];
         loop {
@@ -94,6 +111,15 @@ impl Frames {
                 Err(error) => return Err(error).context("reading frames"),
             }
         }
+    }
+}
+
+/// Source address of an IP packet in an Ethernet frame.
+fn source(frame: &[u8]) -> Option<IpAddr> {
+    match frame.get(12..14)? {
+        [0x08, 0x00] => Some(<[u8; 4]>::try_from(frame.get(26..30)?).ok()?.into()),
+        [0x86, 0xdd] => Some(<[u8; 16]>::try_from(frame.get(22..38)?).ok()?.into()),
+        _ => None,
     }
 }
 
