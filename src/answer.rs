@@ -10,6 +10,7 @@
 pub mod conntrack;
 pub mod endpoints;
 pub mod event;
+pub mod names;
 pub mod services;
 pub mod status;
 
