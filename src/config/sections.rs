@@ -10,7 +10,7 @@ use super::source::{Sources, Spot};
 use super::tree::Node;
 use super::values::{
     BOOLEAN, CONFLIST, DURATION, FILTER, FORMAT, INTERFACE, LISTEN, NODE_NAME, NUMBER, NUMBER_OR_AUTO, PATH,
-    POD_CIDR, is_node_name, overlap, plain, within,
+    POD_CIDR, SWITCH, is_node_name, overlap, plain, within,
 };
 use super::{DEFAULT_STATE, duration};
 use crate::{agent, cni, datapath, directory, ipam, net, telemetry};
@@ -155,6 +155,7 @@ fn datapath(s: &mut Section<'_, '_>) -> datapath::config::Config {
         slots: size(s, "slots", 262_144, 128..=16_777_216),
         pods: size(s, "pods", 1_024, 1..=65_536),
         timeouts: s.section("timeouts", timeouts),
+        audit: s.section("audit", audit),
     }
 }
 
@@ -192,6 +193,13 @@ fn timeouts(s: &mut Section<'_, '_>) -> datapath::config::Timeouts {
         tcp_closed: time("tcp_closed", default.tcp_closed),
         one_way: time("one_way", default.one_way),
         two_way: time("two_way", default.two_way),
+    }
+}
+
+fn audit(s: &mut Section<'_, '_>) -> datapath::config::Audit {
+    datapath::config::Audit {
+        flows: value(s, "flows", &SWITCH, false),
+        rate: size(s, "rate", datapath::config::Audit::RATE, 1..=5_000),
     }
 }
 

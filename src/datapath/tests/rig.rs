@@ -2,7 +2,7 @@
 
 use super::frames::addr;
 use super::pool::{Lease, Loaded};
-use crate::datapath::config::{Config, Timeouts};
+use crate::datapath::config::{Audit, Config, Timeouts};
 use crate::datapath::test_run::{Ran, Stage};
 use crate::datapath::{Datapath, OpenReport, locked};
 use aya::programs::{TestRun, TestRunOptions};
@@ -41,6 +41,7 @@ impl Folder {
             slots: 256,
             pods: 16,
             timeouts: Timeouts::default(),
+            audit: Audit::default(),
         }
     }
 

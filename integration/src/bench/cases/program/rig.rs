@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use aya::programs::ProgramInfo;
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use netd::datapath::Datapath;
-use netd::datapath::config::{Config, Timeouts};
+use netd::datapath::config::{Audit, Config, Timeouts};
 use netd::datapath::test_run::{Ran, Stage};
 use netd_bpf::pod::Pod;
 use netd_bpf::service::{Backend, Frontend, FrontendKey, backend_state, kind, scope};
@@ -95,6 +95,7 @@ impl Rig {
             slots,
             pods,
             timeouts: Timeouts::default(),
+            audit: Audit::default(),
         };
         let (datapath, _) = Datapath::open(&config)?;
         let mut interfaces = Vec::new();
