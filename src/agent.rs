@@ -10,6 +10,7 @@
 //! | `install` | the CNI plugin and its conflist, once the agent is ready |
 //! | `reclaim` | expired flows, and how full their tables are |
 //! | `drops` | the datapath's drop events → log, ring and monitor |
+//! | `flows` | which new flows are told |
 //! | `changes` | what changes, while somebody watches → monitor |
 //! | `api`, `metrics` | HTTP on the Unix socket and on TCP |
 //!
@@ -22,10 +23,12 @@ mod api;
 mod changes;
 pub mod config;
 mod drops;
+mod flows;
 mod lock;
 mod metrics;
 mod monitor;
 mod plumbing;
+mod policies;
 mod questions;
 mod ready;
 mod reclaim;
@@ -268,6 +271,7 @@ async fn start(config: Config, started: Instant) -> Result<Agent, Error> {
         book: std::sync::Mutex::default(),
         reclaimed: reclaim::Reclaimed::default(),
         announced: false.into(),
+        flow_audit: 0.into(),
     });
     let service_metrics = ServiceMetrics::default();
     let metrics = metrics::build(&state, &service_metrics);
@@ -292,6 +296,7 @@ async fn start(config: Config, started: Instant) -> Result<Agent, Error> {
     agent.spawn_addresses();
     agent.spawn_audit();
     agent.spawn_drops();
+    agent.spawn_flows();
     agent.spawn_changes();
     agent.spawn_reclaim();
     agent.spawn_install();
@@ -441,6 +446,11 @@ impl Agent {
                 }
             }
         });
+    }
+
+    fn spawn_flows(&self) {
+        let (state, settings) = (Arc::clone(&self.state), self.settings.subscribe());
+        self.tasks.spawn("flows", move |cancel| flows::run(Arc::clone(&state), settings.clone(), cancel));
     }
 
     fn spawn_changes(&self) {
