@@ -11,6 +11,7 @@
 //! | `install` | the CNI plugin and its conflist, once the agent is ready |
 //! | `reclaim` | expired flows, and how full their tables are |
 //! | `drops` | the datapath's drop events → log, ring and monitor |
+//! | `flows` | which new flows are told |
 //! | `changes` | what changes, while somebody watches → monitor |
 //! | `api`, `metrics` | HTTP on the Unix socket and on TCP |
 //!
@@ -23,10 +24,12 @@ mod api;
 mod changes;
 pub mod config;
 mod drops;
+mod flows;
 mod lock;
 mod metrics;
 mod monitor;
 mod plumbing;
+mod policies;
 mod questions;
 mod ready;
 mod reclaim;
@@ -276,6 +279,7 @@ async fn start(config: Config, started: Instant) -> Result<Agent, Error> {
         book: std::sync::Mutex::default(),
         reclaimed: reclaim::Reclaimed::default(),
         announced: false.into(),
+        flow_audit: 0.into(),
     });
     let (service_metrics, policy_metrics) = (ServiceMetrics::default(), PolicyMetrics::default());
     let metrics = metrics::build(&state, &service_metrics, &policy_metrics);
@@ -301,6 +305,7 @@ async fn start(config: Config, started: Instant) -> Result<Agent, Error> {
     agent.spawn_addresses();
     agent.spawn_audit();
     agent.spawn_drops();
+    agent.spawn_flows();
     agent.spawn_changes();
     agent.spawn_reclaim();
     agent.spawn_install();
@@ -487,6 +492,11 @@ impl Agent {
                 }
             }
         });
+    }
+
+    fn spawn_flows(&self) {
+        let (state, settings) = (Arc::clone(&self.state), self.settings.subscribe());
+        self.tasks.spawn("flows", move |cancel| flows::run(Arc::clone(&state), settings.clone(), cancel));
     }
 
     fn spawn_changes(&self) {

@@ -10,6 +10,8 @@
 pub mod conntrack;
 pub mod endpoints;
 pub mod event;
+pub mod names;
+pub mod policy;
 pub mod services;
 pub mod status;
 

@@ -12,6 +12,7 @@ mod conntrack;
 mod endpoints;
 mod monitor;
 mod output;
+mod policy;
 mod status;
 mod svc;
 mod units;
@@ -55,10 +56,13 @@ enum Command {
     /// List Services, or show one as the kernel has it
     #[command(subcommand)]
     Svc(svc::Command),
+    /// List and explain NetworkPolicies, or tell what they would say of a flow
+    #[command(subcommand)]
+    Policy(policy::Command),
     /// List or count the flows that the datapath knows
     #[command(subcommand)]
     Conntrack(conntrack::Command),
-    /// Tell what happens as it happens: dropped packets, changes
+    /// Tell what happens as it happens: dropped packets, new flows, changes
     Monitor(monitor::Arguments),
 }
 
@@ -115,6 +119,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Status(query) => status::run(&query, &loader(cli.config)),
         Command::Endpoints(arguments) => endpoints::run(&arguments, &loader(cli.config)),
         Command::Svc(command) => svc::run(&command, &loader(cli.config)),
+        Command::Policy(command) => policy::run(&command, &loader(cli.config)),
         Command::Conntrack(command) => conntrack::run(&command, &loader(cli.config)),
         Command::Monitor(arguments) => monitor::run(&arguments, &loader(cli.config)),
     };

@@ -7,6 +7,7 @@
 mod answers;
 mod attach;
 mod attached;
+mod audit;
 mod batch;
 pub mod config;
 pub mod conversation;
@@ -47,7 +48,7 @@ use netd_bpf::Addr;
 use netd_bpf::event::{Count, DropKey, EXPLAIN_WORDS};
 use netd_bpf::flow::{Flow, FlowKey, Share};
 use netd_bpf::pod::Pod;
-use netd_bpf::policy::{IdentityRow, PolicyKey, PolicyRow, Range};
+use netd_bpf::policy::{Audit, Audited, IdentityRow, PolicyKey, PolicyRow, Range};
 use netd_bpf::service::{Affinity, AffinityKey, Backend, Frontend, FrontendKey};
 use pin::Pins;
 use std::fmt;
@@ -83,6 +84,8 @@ pub struct Datapath {
     drop_totals: PerCpuArray<MapData, Count>,
     paths: PerCpuArray<MapData, Count>,
     events: Mutex<Option<RingBuf<MapData>>>,
+    audit: Mutex<Array<MapData, Audit>>,
+    audited: PerCpuArray<MapData, Audited>,
     /// For orders about rows.
     amend: SchedClassifier,
     means: reclaim::Means,

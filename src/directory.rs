@@ -98,6 +98,32 @@ pub async fn run(
     }
 }
 
+/// Reads the folder once.
+///
+/// # Errors
+/// Something in it is not as it ought to be: what is there may mean something else than it would.
+pub fn load(path: &Path) -> Result<Arc<Model>, Broken> {
+    let Outcome { model, report, .. } = Source::new(path).refresh(Why::Time);
+    match model {
+        Some(model) if report.errors().next().is_none() => Ok(model),
+        _ => Err(Broken { path: path.to_owned(), problems: report.errors().cloned().collect() }),
+    }
+}
+
+/// Why a folder is no state of a cluster.
+#[derive(Debug, thiserror::Error)]
+#[error("{} cannot be used{}", path.display(), lines(problems))]
+pub struct Broken {
+    /// The folder.
+    pub path: PathBuf,
+    /// What is wrong in it.
+    pub problems: Vec<Problem>,
+}
+
+fn lines(problems: &[Problem]) -> String {
+    problems.iter().map(|problem| format!("\n  {problem}")).collect()
+}
+
 /// How looks keep their distance.
 struct Pace {
     /// The last look that the next one keeps its distance from.

@@ -21,6 +21,7 @@ pub mod selector;
 pub mod tables;
 #[cfg(test)]
 mod testing;
+pub mod view;
 
 pub use desired::{Desired, Identity, IdentityName, List, Problem, Rows, RuleName, SetName, Touched};
 pub use planner::Planner;

@@ -334,13 +334,91 @@ fn no_agent_is_exit_code_3_for_every_question() {
         &["endpoints"],
         &["svc", "list"],
         &["svc", "show", "x"],
+        &["policy", "list", "-n", "shop"],
+        &["policy", "show", "x"],
+        &["policy", "explain", "x"],
+        &["policy", "eval", "x", "y:80"],
         &["conntrack", "list"],
         &["conntrack", "summary", "-o", "json"],
         &["monitor", "--drops"],
+        &["monitor", "--flows"],
     ] {
         let asked = netd().args(arguments).arg("--socket").arg(&socket).assert().code(3);
         let told = text(&asked.get_output().stderr);
         assert!(told.contains("is `netd agent` running?"), "{arguments:?}: {told}");
         assert_eq!(text(&asked.get_output().stdout), "", "{arguments:?}");
     }
+}
+
+/// A folder with two pods, of which one is isolated.
+fn folder_of_policies() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    let pod = |name: &str, ip: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop, labels: {{app: {name}}}}}\n\
+             spec: {{containers: [{{name: c}}]}}\nstatus: {{podIP: {ip}}}\n---\n"
+        )
+    };
+    let policy = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: db, namespace: shop}\nspec:\n\
+                  \x20 podSelector: {matchLabels: {app: db}}\n  ingress:\n  - ports: [{port: 5432}]\n";
+    let text = pod("web", "10.0.0.1") + &pod("db", "10.0.0.2") + policy;
+    std::fs::write(folder.path().join("state.yaml"), text).expect("written");
+    folder
+}
+
+#[test]
+fn policies_of_a_folder_are_told_without_an_agent() {
+    let folder = folder_of_policies();
+    let ask = |arguments: &[&str]| {
+        let mut command = netd();
+        command.arg("policy").args(arguments).arg("--source").arg(folder.path());
+        command.env("NETD_PATHS__RUN", "/nonexistent");
+        command
+    };
+    let told = |arguments: &[&str], code: i32| text(&ask(arguments).assert().code(code).get_output().stdout);
+    assert_eq!(told(&["list"], 0), "POLICY   ISOLATES  PODS  RULES\nshop/db  ingress   1     1 ingress\n");
+    assert!(told(&["list", "-n", "blog"], 0).starts_with("no NetworkPolicies in blog"));
+    assert!(told(&["list", "-A", "-o", "json"], 0).contains("\"schema\": \"netd.policies/v1\""));
+    assert!(told(&["show", "db"], 0).contains("ingress rule 1\n  from   everybody\n  ports  5432/tcp\n"));
+    assert!(told(&["explain", "db"], 0).contains("everybody  5432/tcp  shop/db rule 1"));
+    let allowed = told(&["eval", "web", "db:5432"], 0);
+    assert!(
+        allowed.contains("shop/web → shop/db:5432/tcp  allowed")
+            && allowed.contains("shop/db rule 1 allows it")
+    );
+    let denied = told(&["eval", "web", "shop/db:80", "-o", "json"], 1);
+    let denied: serde_json::Value = serde_json::from_str(&denied).expect("JSON");
+    assert_eq!((&denied["schema"], &denied["allowed"]), (&"netd.policy-eval/v1".into(), &false.into()));
+    assert_eq!(denied["cases"][0]["ingress"]["policies"], serde_json::json!(["shop/db"]));
+}
+
+#[test]
+fn only_a_denial_is_exit_code_1_of_an_evaluation() {
+    let folder = folder_of_policies();
+    let broken = tempfile::tempdir().expect("a folder");
+    std::fs::write(broken.path().join("a.yaml"), "kind: [\n").expect("written");
+    let source = |folder: &tempfile::TempDir| folder.path().to_str().expect("UTF-8").to_owned();
+    for (arguments, folder, expected) in [
+        (["eval", "wbe", "db:80"], &folder, "there is no pod wbe: did you mean shop/web?"),
+        (["eval", "web", "db"], &folder, "is not of the form TO:PORT[/PROTOCOL]"),
+        (["eval", "web", "db:80"], &broken, "a.yaml:"),
+    ] {
+        let asked = netd().arg("policy").args(arguments).args(["--source", &source(folder)]).assert().code(2);
+        let told = text(&asked.get_output().stderr);
+        assert!(told.contains(expected), "{arguments:?}: {told}");
+    }
+    let unknown = netd().args(["policy", "explain", "wbe", "--source", &source(&folder)]).assert().code(1);
+    assert!(text(&unknown.get_output().stderr).contains("did you mean shop/web?"));
+    let both = netd().args(["policy", "list", "--source", "/x", "--socket", "/y"]).assert().code(2);
+    assert!(text(&both.get_output().stderr).contains("cannot be used with"));
+    // What an agent refuses for whatever reason is no denial, either.
+    let status = axum::http::StatusCode::INTERNAL_SERVER_ERROR;
+    let refusal = r#"{"error": "the source was not read yet"}"#;
+    let router = axum::Router::new()
+        .route("/v1/policy/eval", axum::routing::get(async move || (status, refusal)))
+        .route("/v1/policies", axum::routing::get(async move || (status, refusal)));
+    let agent = Agent::new(router);
+    let asked = agent.ask(&["policy", "eval", "a", "b:1"]).assert().code(2);
+    assert!(text(&asked.get_output().stderr).contains("the source was not read yet"));
+    agent.ask(&["policy", "list"]).assert().code(1);
 }

@@ -84,8 +84,8 @@ pub struct Drop {
     pub length: u32,
     /// Ethernet protocol number, host order, in the low 16 bits.
     pub ethertype: u32,
-    /// Zero.
-    pub pad: u32,
+    /// Id of the Service's backend, 0: none was chosen.
+    pub backend: u32,
 }
 
 /// Key of `DROPS` (LRU per-CPU HASH).

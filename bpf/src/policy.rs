@@ -193,7 +193,16 @@ pub(crate) fn mix(words: &[u32]) -> u32 {
     hash | 1
 }
 
-abi!(PolicyKey = 16, PolicyRow = 20, Decision = 8, Range = 16, IdentityRow = 16, Block = 20,);
+abi!(
+    PolicyKey = 16,
+    PolicyRow = 20,
+    Decision = 8,
+    Range = 16,
+    IdentityRow = 16,
+    Block = 20,
+    Audit = 4,
+    Audited = 16
+);
 
 #[cfg(test)]
 mod tests {

@@ -9,9 +9,11 @@
 //! | `GET /v1/status` | how all is: [`answer::status`] |
 //! | `GET /v1/endpoints?pod=` | pods of this node: [`answer::endpoints`] |
 //! | `GET /v1/services`, `GET /v1/service?name=` | Services: [`answer::services`] |
+//! | `GET /v1/policies?namespace=`, `GET /v1/policy?name=` | NetworkPolicies: [`answer::policy`] |
+//! | `GET /v1/policy/explain?pod=`, `GET /v1/policy/eval?from=&to=` | what a pod may do; whether a flow may be |
 //! | `GET /v1/conntrack?pod=&service=&protocol=&state=&address=&limit=` | flows, a line each: [`answer::conntrack`] |
 //! | `GET /v1/conntrack/summary` | flows, counted |
-//! | `GET /v1/events?drops=&pod=&reason=` | what happens, a line each, without end: [`answer::event`] |
+//! | `GET /v1/events?drops=&flows=&pod=&reason=` | what happens, a line each, without end: [`answer::event`] |
 //! | `GET /v1/drops?limit=` | the newest drops: [`answer::event::Drops`] |
 //! | `POST /v1/cni/{add,del,check,gc,status}` | the CNI plugin's questions |
 //!

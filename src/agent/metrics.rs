@@ -89,6 +89,7 @@ impl Collector for Agent {
         drops(&state, &mut encoder)?;
         paths(&state, &mut encoder)?;
         flow_events(&state, &mut encoder)?;
+        untold_flows(&state, &mut encoder)?;
         table_rows(&state, &mut encoder)?;
         passes(&state, &mut encoder)?;
         let mut restarts = encoder.encode_descriptor(
@@ -174,6 +175,14 @@ fn flow_events(state: &State, encoder: &mut DescriptorEncoder<'_>) -> fmt::Resul
         ConstCounter::new(count).encode(family.encode_family(&FlowEvent { event })?)?;
     }
     Ok(())
+}
+
+/// Of those that the audit of flows was to tell.
+fn untold_flows(state: &State, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let Ok(count) = state.datapath.untold_flows() else { return Ok(()) };
+    let help = "New flows left out of the audit of flows, because there were too many";
+    let counter = ConstCounter::new(count);
+    counter.encode(encoder.encode_descriptor("flow_audit_untold", help, None, MetricType::Counter)?)
 }
 
 /// Tables of which nobody knows how full they are have a limit only.

@@ -6,15 +6,15 @@
 use super::drops::Dropped;
 use super::questions::{Book, Refusal};
 use super::state::State;
-use crate::answer::event::{Drop, Drops, Event, Kind};
-use crate::answer::{self, document, protocol};
+use crate::answer::event::{Drops, Event, Kind, Opened};
+use crate::answer::{self, document};
 use axum::body::{Body, Bytes};
 use futures_util::stream;
 use k8s_openapi::jiff::Timestamp;
 use netd_bpf::event::reason;
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{Notify, broadcast};
 use tokio_util::sync::CancellationToken;
@@ -68,7 +68,7 @@ impl Monitor {
 /// An event of now.
 pub(super) fn event(kind: Kind, subject: Option<String>, message: impl Into<String>) -> Event {
     let time = stamp(SystemTime::now());
-    Event { time, kind, subject, message: message.into(), bad: false, drop: None, lost: None }
+    Event { time, kind, subject, message: message.into(), bad: false, drop: None, flow: None, lost: None }
 }
 
 /// RFC 3339, UTC, to the millisecond.
@@ -83,52 +83,30 @@ pub(super) fn newest(state: &State, limit: usize) -> Drops {
     let book = state.book();
     let told = |dropped: &Dropped| answer::event::Dropped {
         time: stamp(dropped.time),
-        message: dropped.because.to_owned(),
-        packet: packet(dropped, &book),
+        message: dropped.message(),
+        packet: dropped.packet(|address| book.called(address)),
     };
     Drops { node: state.node.clone(), drops: state.drops.newest(limit).iter().map(told).collect() }
 }
 
 /// A drop as an event.
 pub(super) fn drop_event(dropped: &Dropped, book: &Book) -> Event {
-    let drop = Some(packet(dropped, book));
-    Event { bad: true, drop, ..event(Kind::Drop, dropped.pod.clone(), dropped.because) }
+    let drop = Some(dropped.packet(|address| book.called(address)));
+    Event { bad: true, drop, ..event(Kind::Drop, dropped.pod.clone(), dropped.message()) }
 }
 
-/// A dropped packet with the names of both ends.
-fn packet(dropped: &Dropped, book: &Book) -> Drop {
-    let pod = |address| book.called(address);
-    Drop {
-        reason: dropped.reason.to_owned(),
-        stage: dropped.stage.to_owned(),
-        pod: dropped.pod.clone(),
-        protocol: if matches!(dropped.ethertype, 0x0800 | 0x86dd) {
-            protocol(dropped.protocol)
-        } else {
-            format!("ethertype 0x{:04x}", dropped.ethertype)
-        },
-        source: SocketAddr::new(dropped.source, dropped.source_port),
-        source_pod: pod(dropped.source),
-        destination: SocketAddr::new(dropped.destination, dropped.destination_port),
-        destination_pod: pod(dropped.destination),
-        service: dropped.service.clone(),
-        tcp_flags: (dropped.protocol == 6).then(|| tcp_flags(dropped.tcp_flags)),
-        length: dropped.length,
-    }
-}
-
-/// Names of the bits (RFC 9293 §3.1), joined by commas.
-fn tcp_flags(bits: u8) -> String {
-    let names = ["FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR"];
-    let set: Vec<&str> =
-        (0..).zip(names).filter(|(bit, _)| bits & (1 << bit) != 0).map(|(_, name)| name).collect();
-    if set.is_empty() { "none".to_owned() } else { set.join(",") }
+/// A flow that was opened as an event.
+pub(super) fn flow_event(opened: Opened) -> Event {
+    let subject = opened.source_pod.clone().or_else(|| opened.server_pod.clone());
+    let message = opened.to_string();
+    Event { flow: Some(opened), ..event(Kind::Flow, subject, message) }
 }
 
 /// Which events one watcher wants.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Filter {
-    drops_only: bool,
+    drops: bool,
+    flows: bool,
     pod: Option<String>,
     reason: Option<String>,
 }
@@ -138,6 +116,8 @@ pub(super) struct Filter {
 pub(super) struct Asked {
     #[serde(default)]
     drops: bool,
+    #[serde(default)]
+    flows: bool,
     pod: Option<String>,
     reason: Option<String>,
 }
@@ -146,9 +126,13 @@ impl Filter {
     /// Understands a question. Takes reading tables: not for a worker of the runtime.
     ///
     /// # Errors
-    /// There is no such pod or reason.
+    /// There is no such pod or reason, or flows are not told at all.
     pub(super) fn new(asked: Asked, state: &State) -> Result<Self, Refusal> {
-        let Asked { drops, pod, reason } = asked;
+        let Asked { drops, flows, pod, reason } = asked;
+        if flows && state.flow_audit.load(Ordering::Relaxed) == 0 {
+            let how = "set datapath.audit.flows to on, and send the agent SIGHUP";
+            return Err(Refusal::Bad(format!("new flows are not told: {how}")));
+        }
         if let Some(unknown) =
             reason.as_ref().filter(|asked| reason::ALL.iter().all(|(_, have, _)| have != asked))
         {
@@ -158,7 +142,7 @@ impl Filter {
             Some(asked) => Some(state.book().addresses(&asked)?.0),
             None => None,
         };
-        Ok(Self { drops_only: drops || reason.is_some(), pod, reason })
+        Ok(Self { drops: drops || reason.is_some(), flows, pod, reason })
     }
 
     fn wants(&self, event: &Event) -> bool {
@@ -171,14 +155,18 @@ impl Filter {
             || event
                 .drop
                 .as_ref()
-                .is_some_and(|drop| is(&drop.pod) || is(&drop.source_pod) || is(&drop.destination_pod));
+                .is_some_and(|drop| is(&drop.pod) || is(&drop.source_pod) || is(&drop.destination_pod))
+            || event.flow.as_ref().is_some_and(|flow| is(&flow.source_pod) || is(&flow.server_pod));
         of_pod && self.wants_kind(event)
     }
 
     fn wants_kind(&self, event: &Event) -> bool {
+        let all = !self.drops && !self.flows;
         match &event.drop {
-            Some(drop) => self.reason.as_ref().is_none_or(|reason| *reason == drop.reason),
-            None => !self.drops_only,
+            Some(drop) => {
+                (all || self.drops) && self.reason.as_ref().is_none_or(|reason| *reason == drop.reason)
+            }
+            None => all || self.flows && event.kind == Kind::Flow,
         }
     }
 }
@@ -232,6 +220,8 @@ pub(super) fn stream(monitor: &Monitor, filter: Filter, cancel: CancellationToke
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::answer::event::Drop;
+    use crate::answer::samples;
 
     fn watcher(monitor: &Monitor, filter: Filter) -> Watcher {
         Watcher {
@@ -310,14 +300,14 @@ mod tests {
                 service: None,
                 tcp_flags: None,
                 length: 60,
+                policy: None,
             }),
             ..event(Kind::Drop, None, "")
         };
         let all = Filter::default();
-        let drops = Filter { drops_only: true, ..Filter::default() };
+        let drops = Filter { drops: true, ..Filter::default() };
         let of = |pod: &str| Filter { pod: Some(pod.to_owned()), ..Filter::default() };
-        let spoofed =
-            Filter { reason: Some("spoofed_source".to_owned()), drops_only: true, ..Filter::default() };
+        let spoofed = Filter { reason: Some("spoofed_source".to_owned()), drops: true, ..Filter::default() };
         let packet = drop(Some("shop/web"), "spoofed_source");
         assert!(all.wants(&packet) && drops.wants(&packet) && spoofed.wants(&packet));
         assert!(
@@ -328,10 +318,12 @@ mod tests {
         assert!(of("shop/s1").wants(&numbered(1)) && !of("shop/s2").wants(&numbered(1)));
         let lost = event(Kind::Lost, None, "");
         assert!(drops.wants(&lost) && of("shop/x").wants(&lost));
-    }
-
-    #[test]
-    fn flags_have_their_names() {
-        assert_eq!([0x02, 0x12, 0x04, 0].map(tcp_flags), ["SYN", "SYN,ACK", "RST", "none"]);
+        let flows = Filter { flows: true, ..Filter::default() };
+        let both = Filter { drops: true, flows: true, ..Filter::default() };
+        let opened = samples::events().into_iter().find(|event| event.flow.is_some()).expect("a flow");
+        assert!(all.wants(&opened) && flows.wants(&opened) && both.wants(&opened) && !drops.wants(&opened));
+        assert!(!flows.wants(&packet) && both.wants(&packet) && !flows.wants(&numbered(1)));
+        assert!(of("shop/web-0").wants(&opened) && of("shop/api-1").wants(&opened));
+        assert!(!of("shop/db").wants(&opened) && flows.wants(&lost));
     }
 }

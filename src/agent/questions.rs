@@ -1,4 +1,4 @@
-//! The questions that `netd status`, `endpoints`, `svc`, `conntrack` and `monitor` ask over the socket: their
+//! The questions that `netd status`, `endpoints`, `svc`, `policy`, `conntrack` and `monitor` ask over the socket: their
 //! paths, and the answers put together from the agent's state and the kernel's tables. What an answer looks
 //! like is [`crate::answer`]'s.
 //!
@@ -7,6 +7,7 @@
 mod ask;
 mod conntrack;
 mod endpoints;
+mod policies;
 mod services;
 mod status;
 
@@ -35,6 +36,10 @@ pub(super) fn router() -> Router<Shared> {
         .route("/v1/endpoints", get(endpoints))
         .route("/v1/services", get(services))
         .route("/v1/service", get(service))
+        .route("/v1/policies", get(policies))
+        .route("/v1/policy", get(policy))
+        .route("/v1/policy/explain", get(policy_explain))
+        .route("/v1/policy/eval", get(policy_eval))
         .route("/v1/conntrack", get(conntrack))
         .route("/v1/conntrack/summary", get(conntrack_summary))
         .route("/v1/events", get(events))
@@ -82,6 +87,50 @@ async fn service(
     Query(Named { name }): Query<Named>,
 ) -> Result<Response, Response> {
     told(shared, move |state| services::show(state, &name)).await
+}
+
+#[derive(serde::Deserialize)]
+struct OfNamespace {
+    namespace: Option<String>,
+}
+
+async fn policies(
+    State(shared): State<Shared>,
+    Query(OfNamespace { namespace }): Query<OfNamespace>,
+) -> Result<Response, Response> {
+    told(shared, move |state| policies::list(state, namespace.as_deref())).await
+}
+
+async fn policy(
+    State(shared): State<Shared>,
+    Query(Named { name }): Query<Named>,
+) -> Result<Response, Response> {
+    told(shared, move |state| policies::show(state, &name)).await
+}
+
+#[derive(serde::Deserialize)]
+struct Explain {
+    pod: String,
+}
+
+async fn policy_explain(
+    State(shared): State<Shared>,
+    Query(Explain { pod }): Query<Explain>,
+) -> Result<Response, Response> {
+    told(shared, move |state| policies::explain(state, &pod)).await
+}
+
+#[derive(serde::Deserialize)]
+struct Eval {
+    from: String,
+    to: String,
+}
+
+async fn policy_eval(
+    State(shared): State<Shared>,
+    Query(Eval { from, to }): Query<Eval>,
+) -> Result<Response, Response> {
+    told(shared, move |state| policies::eval(state, &from, &to)).await
 }
 
 async fn conntrack_summary(State(shared): State<Shared>) -> Result<Response, Response> {

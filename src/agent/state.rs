@@ -1,13 +1,16 @@
 //! What the tasks share.
 
 use super::drops::{Dropped, Drops, Names};
-use super::monitor::{Monitor, drop_event};
+use super::monitor::{Monitor, drop_event, flow_event};
 use super::plumbing::Kernel;
+use super::policies;
 use super::questions::Book;
 use super::ready::Readiness;
 use super::reclaim::Reclaimed;
 use super::requests::Requests;
 use super::tasks::Tasks;
+use crate::answer::event::Opened;
+use crate::answer::policy::RuleName;
 use crate::cni::server::Server;
 use crate::datapath::Datapath;
 use crate::reconcile::node::NodeStatus;
@@ -15,6 +18,7 @@ use crate::reconcile::policy;
 use crate::reconcile::services::Handle;
 use crate::store::Store;
 use arc_swap::ArcSwapOption;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -47,6 +51,8 @@ pub(super) struct State {
     pub(super) book: Mutex<Option<(Edition, Arc<Book>)>>,
     pub(super) reclaimed: Reclaimed,
     pub(super) announced: AtomicBool,
+    /// New flows that are told in a second, at most; 0: none.
+    pub(super) flow_audit: AtomicU32,
 }
 
 impl State {
@@ -83,6 +89,35 @@ impl Names for State {
     fn service(&self, service: u32) -> Option<String> {
         let handle = self.services.load();
         Some(handle.as_ref()?.names.service(service)?.port.service.to_string())
+    }
+
+    fn has(&self, endpoint: u32, address: IpAddr) -> bool {
+        let state = self.cni.state();
+        state.holder(address).is_some_and(|entry| entry.endpoint == endpoint)
+    }
+
+    fn called(&self, address: IpAddr) -> Option<String> {
+        self.book().called(address)
+    }
+
+    fn backend(&self, backend: u32) -> Option<(SocketAddr, Option<String>)> {
+        let label = self.services.load().as_ref()?.names.backend(backend)?;
+        let pod = label.pod.map(|pod| pod.to_string());
+        Some((label.address, pod.or_else(|| self.called(label.address.ip()))))
+    }
+
+    fn policies(&self, set: u64) -> Vec<String> {
+        policies::of_set(self, set)
+    }
+
+    fn rule(&self, number: u32) -> Option<RuleName> {
+        policies::rule(self, number)
+    }
+
+    fn opened(&self, opened: Opened) {
+        if self.monitor.is_watched() {
+            self.monitor.tell(flow_event(opened));
+        }
     }
 
     fn dropped(&self, dropped: &Dropped) {

@@ -1,6 +1,7 @@
 //! `netd conntrack list` and `netd conntrack summary`: the flows that the datapath knows.
 
 use super::Answer;
+use super::policy::RuleName;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -158,6 +159,10 @@ pub struct Flow {
     pub from_stack: bool,
     /// It ought to be among the established, where there is no room.
     pub refused: bool,
+    /// The policy rule that allowed it to leave the client; none: none was needed.
+    pub egress_rule: Option<RuleName>,
+    /// The policy rule that allowed it to enter the server; none: none was needed.
+    pub ingress_rule: Option<RuleName>,
 }
 
 /// `netd.conntrack-summary/v1`.

@@ -1,9 +1,17 @@
 //! One of each document, with every field in use: what the command line's texts, the schemas' shapes and
 //! the documentation are tested with.
 
+mod policy;
+
+pub(crate) use policy::{
+    closed_pod, denying_policy, evaluated, evaluated_by_family, exempt_flow, exempt_pod, explained,
+    folder_policies, policies, policy,
+};
+
 use super::conntrack::{Fill, Flow, Group, PodFlows, State as FlowState, Summary, Table as FlowTable};
 use super::endpoints::{Drops as EndpointDrops, Endpoint, Endpoints};
-use super::event::{Drop, Dropped, Drops, Event, Kind};
+use super::event::{Drop, Dropped, Drops, Event, Kind, Opened};
+use super::policy::{Denied, Direction, RuleName};
 use super::services::{
     Backend, BackendState, Frontend, Port, Refusal, Service, Services, Shown, State as ServiceState,
 };
@@ -364,6 +372,14 @@ pub(crate) fn refused_service() -> Shown {
     }
 }
 
+fn rule(policy: &str, index: usize) -> Option<RuleName> {
+    Some(RuleName { policy: text(policy), index: Some(index), number: 3_141_592_653 })
+}
+
+fn gone_rule() -> Option<RuleName> {
+    Some(RuleName { policy: None, index: None, number: 271_828_182 })
+}
+
 pub(crate) fn flows() -> Vec<Flow> {
     let through = Flow {
         protocol: "tcp".to_owned(),
@@ -388,6 +404,8 @@ pub(crate) fn flows() -> Vec<Flow> {
         hairpin: true,
         from_stack: false,
         refused: false,
+        egress_rule: rule("shop/web", 1),
+        ingress_rule: gone_rule(),
     };
     let direct = Flow {
         protocol: "udp".to_owned(),
@@ -406,7 +424,9 @@ pub(crate) fn flows() -> Vec<Flow> {
         hairpin: false,
         from_stack: true,
         refused: true,
-        ..through
+        egress_rule: None,
+        ingress_rule: None,
+        ..through.clone()
     };
     let closing = Flow {
         state: FlowState::HalfClosed,
@@ -462,6 +482,7 @@ pub(crate) fn events() -> Vec<Event> {
         message: message.to_owned(),
         bad: false,
         drop: None,
+        flow: None,
         lost: None,
     };
     let drop = Drop {
@@ -476,6 +497,7 @@ pub(crate) fn events() -> Vec<Event> {
         service: text("shop/api"),
         tcp_flags: text("SYN"),
         length: 74,
+        policy: None,
     };
     let forged = Drop {
         protocol: "icmp".to_owned(),
@@ -487,6 +509,56 @@ pub(crate) fn events() -> Vec<Event> {
         tcp_flags: None,
         ..drop.clone()
     };
+    let denied = Denied {
+        pod: text("shop/db-0"),
+        direction: Direction::Ingress,
+        policies: ["shop/default-deny", "shop/db-allow"].map(str::to_owned).to_vec(),
+        closed: false,
+        rule: None,
+        reply: false,
+    };
+    let denied = Drop {
+        reason: "ingress_denied".to_owned(),
+        pod: text("shop/db-0"),
+        destination: at("10.42.3.6:5432"),
+        destination_pod: text("shop/db-0"),
+        service: None,
+        policy: Some(denied),
+        ..drop.clone()
+    };
+    let cut = Drop {
+        reason: "egress_denied".to_owned(),
+        pod: text("shop/web-0"),
+        source: denied.destination,
+        source_pod: denied.destination_pod.clone(),
+        destination: denied.source,
+        destination_pod: denied.source_pod.clone(),
+        tcp_flags: text("ACK"),
+        policy: Some(Denied {
+            pod: text("shop/web-0"),
+            direction: Direction::Egress,
+            policies: vec!["shop/web".to_owned()],
+            closed: false,
+            rule: rule("shop/web", 2),
+            reply: true,
+        }),
+        ..denied.clone()
+    };
+    let opened = Opened {
+        protocol: "tcp".to_owned(),
+        source: at("10.42.3.5:40312"),
+        source_pod: text("shop/web-0"),
+        destination: at("10.96.0.10:80"),
+        service: text("shop/api"),
+        server: Some(at("10.42.4.6:8080")),
+        server_pod: text("shop/api-1"),
+        egress_rule: rule("shop/web", 1),
+        ingress_rule: None,
+    };
+    let of_policy = |drop: Drop| {
+        let why = drop.policy.as_ref().expect("a drop by policy").to_string();
+        Event { bad: true, subject: drop.pod.clone(), drop: Some(drop), ..event(Kind::Drop, None, &why) }
+    };
     let dropped = |drop: Drop, why: &str| Event {
         bad: true,
         drop: Some(drop),
@@ -495,6 +567,17 @@ pub(crate) fn events() -> Vec<Event> {
     vec![
         dropped(drop, "the Service has no ready endpoint"),
         dropped(forged, "the source address is not the pod's"),
+        of_policy(denied),
+        of_policy(cut),
+        Event { flow: Some(opened.clone()), ..event(Kind::Flow, Some("shop/web-0"), &opened.to_string()) },
+        Event {
+            lost: Some(57),
+            ..event(
+                Kind::Flow,
+                None,
+                "57 new flows were not told: more came than datapath.audit.rate (100 a second)",
+            )
+        },
         Event {
             bad: true,
             lost: Some(40),

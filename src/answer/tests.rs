@@ -2,6 +2,7 @@
 
 use super::conntrack::{Head, Line, State, Summary, Table, Tail};
 use super::event::Kind;
+use super::policy::{Direction, Effect, Evaluated, Explained, Policies};
 use super::services::{BackendState, Shown};
 use super::*;
 use serde_json::json;
@@ -50,6 +51,16 @@ fn documents() -> Vec<(&'static str, Vec<Value>)> {
             Shown::SCHEMA,
             vec![of(&samples::service()), of(&samples::differing_service()), of(&samples::refused_service())],
         ),
+        (Policies::SCHEMA, vec![of(&samples::policies()), of(&samples::folder_policies())]),
+        (policy::Shown::SCHEMA, vec![of(&samples::policy()), of(&samples::denying_policy())]),
+        (
+            Explained::SCHEMA,
+            vec![of(&samples::explained()), of(&samples::closed_pod()), of(&samples::exempt_pod())],
+        ),
+        (
+            Evaluated::SCHEMA,
+            vec![of(&samples::evaluated()), of(&samples::evaluated_by_family()), of(&samples::exempt_flow())],
+        ),
         (Head::SCHEMA, vec![conntrack]),
         (Summary::SCHEMA, vec![of(&samples::summary())]),
         (event::Event::SCHEMA, samples::events().iter().map(of).collect()),
@@ -92,7 +103,9 @@ fn keys_and_states_are_one_word_and_services_have_one_form() {
     for (key, text) in &all {
         match key.as_str() {
             "key" => assert!(!text.contains(' '), "{text:?}"),
-            "state" | "table" | "kind" | "part" | "level" | "lacks" => assert!(snake(text), "{key}: {text}"),
+            "state" | "table" | "kind" | "part" | "level" | "lacks" | "direction" | "isolates" => {
+                assert!(snake(text), "{key}: {text}")
+            }
             "service" => assert!(text.starts_with("shop/") && !text.contains(':'), "{text}"),
             "protocol" => assert!(snake(text), "{text}"),
             _ => {}
@@ -117,6 +130,11 @@ fn what_is_written_is_read_back() {
     back(&samples::services());
     back(&samples::service());
     back(&samples::refused_service());
+    back(&samples::policies());
+    back(&samples::policy());
+    back(&samples::explained());
+    back(&samples::exempt_pod());
+    back(&samples::evaluated());
     back(&samples::summary());
     back(&samples::drops());
     samples::events().iter().for_each(back);
@@ -167,6 +185,7 @@ fn every_field_is_documented() {
     let words: Vec<String> = [
         [
             Kind::Drop,
+            Kind::Flow,
             Kind::Lost,
             Kind::Cni,
             Kind::Service,
@@ -197,6 +216,8 @@ fn every_field_is_documented() {
         ]
         .map(|state| json!(state))
         .to_vec(),
+        [Direction::Ingress, Direction::Egress].map(|direction| json!(direction)).to_vec(),
+        [Effect::InForce, Effect::Pending, Effect::Closed].map(|effect| json!(effect)).to_vec(),
     ]
     .concat()
     .iter()

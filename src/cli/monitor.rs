@@ -4,12 +4,11 @@ use super::Exit;
 use super::client::{Lines, Query, question};
 use super::output;
 use crate::answer;
-use crate::answer::event::{Drop, Event, Kind};
+use crate::answer::event::Event;
 use crate::config::Loader;
 use clap::builder::PossibleValuesParser;
 use netd_bpf::event::reason;
 use serde_json::Value;
-use std::net::SocketAddr;
 
 fn reasons() -> PossibleValuesParser {
     PossibleValuesParser::new(reason::ALL.iter().map(|(_, label, _)| *label))
@@ -20,6 +19,9 @@ pub(super) struct Arguments {
     /// Dropped packets only
     #[arg(long)]
     drops: bool,
+    /// New flows only, with the policy rules that allowed them; where datapath.audit.flows is on
+    #[arg(long)]
+    flows: bool,
     /// Only what is about this pod: NAMESPACE/NAME, NAME alone, or the container of a pod without a name
     #[arg(long, value_name = "NAME")]
     pod: Option<String>,
@@ -38,6 +40,7 @@ pub(super) fn run(arguments: &Arguments, loader: &Loader) -> anyhow::Result<Exit
         "/v1/events",
         &[
             ("drops", arguments.drops.then(|| "true".to_owned())),
+            ("flows", arguments.flows.then(|| "true".to_owned())),
             ("pod", arguments.pod.clone()),
             ("reason", arguments.reason.clone()),
         ],
@@ -53,7 +56,7 @@ pub(super) fn run(arguments: &Arguments, loader: &Loader) -> anyhow::Result<Exit
             output::Format::Text => output::text(&format!("{}\n", told(&event)))?,
         }
         // What was lost is no event that anybody asked for.
-        if event.kind != Kind::Lost {
+        if event.lost.is_none() {
             left = left.map(|left| left.saturating_sub(1));
         }
     }
@@ -65,31 +68,11 @@ fn told(event: &Event) -> String {
     let time = event.time.split_once('T').map_or(event.time.as_str(), |(_, time)| time);
     let kind = event.kind.to_string();
     let about = match (&event.drop, &event.subject) {
-        (Some(drop), _) => packet(drop),
+        (Some(drop), _) => format!("{drop}  "),
         (None, Some(subject)) if !event.message.contains(subject.as_str()) => format!("{subject}  "),
         (None, _) => String::new(),
     };
     format!("{time}  {kind:<7}  {about}{}", event.message)
-}
-
-fn packet(drop: &Drop) -> String {
-    let end = |name: Option<&str>, at: SocketAddr| {
-        let at = if at.port() == 0 { at.ip().to_string() } else { at.to_string() };
-        name.map_or_else(|| at.clone(), |name| format!("{name} {at}"))
-    };
-    let flags = drop.tcp_flags.as_ref().map(|flags| format!(" {flags}")).unwrap_or_default();
-    let elsewhere = match &drop.pod {
-        Some(pod) if drop.source_pod.as_ref() != Some(pod) && drop.destination_pod.as_ref() != Some(pod) => {
-            format!("at {pod}: ")
-        }
-        _ => String::new(),
-    };
-    format!(
-        "{elsewhere}{} → {} {}{flags}  ",
-        end(drop.source_pod.as_deref(), drop.source),
-        end(drop.destination_pod.as_deref().or(drop.service.as_deref()), drop.destination),
-        drop.protocol,
-    )
 }
 
 #[cfg(test)]
@@ -103,6 +86,10 @@ mod tests {
         insta::assert_snapshot!(lines.join("\n"), @r"
         12:04:31.118Z  DROP     shop/web-0 10.42.3.5:40312 → shop/api 10.96.0.10:80 tcp SYN  the Service has no ready endpoint
         12:04:31.118Z  DROP     at shop/web-0: 192.0.2.1 → shop/db-0 10.42.3.6 icmp  the source address is not the pod's
+        12:04:31.118Z  DROP     shop/web-0 → shop/db-0:5432/tcp SYN  ingress of shop/db-0 is isolated by shop/default-deny and shop/db-allow; no rule allows it
+        12:04:31.118Z  DROP     shop/db-0:5432/tcp → shop/web-0 ACK  answers a flow that is not allowed any more: egress of shop/web-0 is isolated by shop/web; shop/web rule 2 denies it
+        12:04:31.118Z  flow     shop/web-0 → shop/api (10.96.0.10:80/tcp → shop/api-1:8080) allowed by egress shop/web rule 1
+        12:04:31.118Z  flow     57 new flows were not told: more came than datapath.audit.rate (100 a second)
         12:04:31.118Z  LOST     40 events were lost: they came faster than they were read
         12:04:31.118Z  service  shop/api  changed: 3 endpoints, 1 on this node, had 2 and 1
         12:04:31.118Z  cni      shop/web-1  added with 10.42.3.7 in 3.1ms

@@ -63,6 +63,7 @@ pub(super) fn keys(config: &Config) -> Vec<Key> {
         identities,
         blocks,
         timeouts,
+        audit,
     } = datapath;
     let datapath::config::Timeouts {
         tcp_established,
@@ -72,6 +73,7 @@ pub(super) fn keys(config: &Config) -> Vec<Key> {
         one_way,
         two_way,
     } = timeouts;
+    let datapath::config::Audit { flows: audit_flows, rate: audit_rate } = audit;
     let directory::config::Config { path } = directory;
     let telemetry::config::Config { filter, format } = telemetry;
     let key = |path, value: Value, effect| Key { path, value, effect };
@@ -110,6 +112,8 @@ pub(super) fn keys(config: &Config) -> Vec<Key> {
         key("datapath.timeouts.tcp_closed", duration::format(*tcp_closed).into(), Restart),
         key("datapath.timeouts.one_way", duration::format(*one_way).into(), Restart),
         key("datapath.timeouts.two_way", duration::format(*two_way).into(), Restart),
+        key("datapath.audit.flows", switch(*audit_flows), AtOnce),
+        key("datapath.audit.rate", (*audit_rate).into(), AtOnce),
         key("agent.drain", duration::format(*drain).into(), Restart),
         key(
             "metrics.listen",
@@ -126,7 +130,12 @@ pub(super) fn adopt(config: &mut Config, new: &Config) {
     config.cni.sync_wait = new.cni.sync_wait;
     config.ipam.clone_from(&new.ipam);
     config.net.node_routes = new.net.node_routes;
+    config.datapath.audit = new.datapath.audit;
     config.telemetry.filter.clone_from(&new.telemetry.filter);
+}
+
+fn switch(on: bool) -> Value {
+    if on { "on" } else { "off" }.into()
 }
 
 fn file(path: &Path) -> Value {

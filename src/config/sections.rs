@@ -10,7 +10,7 @@ use super::source::{Sources, Spot};
 use super::tree::Node;
 use super::values::{
     BOOLEAN, CONFLIST, DURATION, FILTER, FORMAT, INTERFACE, LISTEN, NODE_NAME, NUMBER, NUMBER_OR_AUTO, PATH,
-    POD_CIDR, is_node_name, overlap, plain, within,
+    POD_CIDR, SWITCH, is_node_name, overlap, plain, within,
 };
 use super::{DEFAULT_STATE, duration};
 use crate::{agent, cni, datapath, directory, ipam, net, telemetry};
@@ -159,6 +159,7 @@ fn datapath(s: &mut Section<'_, '_>) -> datapath::config::Config {
         identities: size(s, "identities", 131_072, 1_024..=4_194_304),
         blocks: size(s, "blocks", 16_384, 64..=1_048_576),
         timeouts: s.section("timeouts", timeouts),
+        audit: s.section("audit", audit),
     }
 }
 
@@ -196,6 +197,13 @@ fn timeouts(s: &mut Section<'_, '_>) -> datapath::config::Timeouts {
         tcp_closed: time("tcp_closed", default.tcp_closed),
         one_way: time("one_way", default.one_way),
         two_way: time("two_way", default.two_way),
+    }
+}
+
+fn audit(s: &mut Section<'_, '_>) -> datapath::config::Audit {
+    datapath::config::Audit {
+        flows: value(s, "flows", &SWITCH, false),
+        rate: size(s, "rate", datapath::config::Audit::RATE, 1..=5_000),
     }
 }
 

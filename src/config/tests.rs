@@ -217,6 +217,8 @@ fn bad_values_are_refused_with_what_to_write_instead() {
         ("datapath: {flows_per_pod: 300000}", "at most 262144, the default of `datapath.flows`"),
         ("datapath: {flows_per_pod: 1}", "must be 2 to 16777216"),
         ("datapath: {timeouts: {one_way: 0s}}", "must be 1s to 720h"),
+        ("datapath: {audit: {flows: true}}", "write `on`"),
+        ("datapath: {audit: {rate: 0}}", "must be 1 to 5000"),
         ("datapath: {timeouts: {tcp: 1m}}", "keys of `datapath.timeouts`: tcp_established"),
     ];
     for (text, expected) in cases {
@@ -331,7 +333,8 @@ fn what_is_adopted_is_what_was_said_to_apply_at_once() {
         network: {uplinks: [eth0], mtu: 1400, node_routes: false}\n\
         datapath: {bpffs: /f, flows: 2048, flows_per_pod: 9, nursery: 2048, affinity: 64, frontends: 64, backends: 64, slots: 128, pods: 1,\
           policy_rows: 1024, policy_ranges: 4096, identities: 1024, blocks: 64,\
-          timeouts: {tcp_established: 1s, tcp_opening: 1s, tcp_half_closed: 1s, tcp_closed: 1s, one_way: 1s, two_way: 1s}}\n\
+          timeouts: {tcp_established: 1s, tcp_opening: 1s, tcp_half_closed: 1s, tcp_closed: 1s, one_way: 1s, two_way: 1s},\
+          audit: {flows: on, rate: 7}}\n\
         agent: {drain: 1s}\nmetrics: {listen: \"127.0.0.1:1\"}\nlog: {filter: debug, format: json}\n";
     let new = load(everything).config;
     let changes = diff(&old, &new);

@@ -35,6 +35,23 @@ pub(super) const BOOLEAN: ValueKind<bool> = ValueKind {
     },
 };
 
+/// Of what is turned on and off.
+pub(super) const SWITCH: ValueKind<bool> = ValueKind {
+    what: "`on` or `off`",
+    parse: |s| match s.text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        text => Err(Fault::new(
+            "is neither `on` nor `off`",
+            match text.to_ascii_lowercase().as_str() {
+                "yes" | "on" | "1" | "true" => "write `on`",
+                "no" | "off" | "0" | "false" => "write `off`",
+                _ => "",
+            },
+        )),
+    },
+};
+
 pub(super) const DURATION: ValueKind<Duration> =
     ValueKind { what: "a duration such as `30s`", parse: |s| duration::parse(s.text) };
 

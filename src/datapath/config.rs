@@ -36,6 +36,34 @@ pub struct Config {
     pub blocks: u32,
     /// How long flows are remembered.
     pub timeouts: Timeouts,
+    /// Which new flows are told.
+    pub audit: Audit,
+}
+
+/// Which new flows are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Audit {
+    /// Any. Default: none.
+    pub flows: bool,
+    /// At most so many a second on this node. Default 100.
+    pub rate: u32,
+}
+
+impl Audit {
+    /// The default of [`Audit::rate`].
+    pub const RATE: u32 = 100;
+
+    /// So many a second, 0: none.
+    #[must_use]
+    pub const fn per_second(self) -> u32 {
+        if self.flows { self.rate } else { 0 }
+    }
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Self { flows: false, rate: Self::RATE }
+    }
 }
 
 /// How long a flow may be idle before it is forgotten, by protocol and state. Whole seconds; what is less

@@ -63,6 +63,10 @@ pub struct Conversation {
     pub backend: u32,
     /// [`Flow::backend_generation`].
     pub backend_generation: u32,
+    /// [`Flow::egress_rule`].
+    pub egress_rule: u32,
+    /// [`Flow::ingress_rule`].
+    pub ingress_rule: u32,
     /// [`Flow::owner`].
     pub owner: u32,
     /// Seconds since boot.
@@ -202,6 +206,8 @@ pub fn conversation(row: &FlowRow, other: Option<&FlowRow>, limits: &Limits) -> 
         service: flow.service,
         backend: flow.backend,
         backend_generation: flow.backend_generation,
+        egress_rule: newest.egress_rule,
+        ingress_rule: newest.ingress_rule,
         owner: flow.owner,
         created: flow.created,
         last_seen: newest.last_seen,

@@ -4,6 +4,8 @@
 #[cfg(not(netd_bpf_stub))]
 mod affinity;
 #[cfg(not(netd_bpf_stub))]
+mod audit;
+#[cfg(not(netd_bpf_stub))]
 mod checksums;
 #[cfg(not(netd_bpf_stub))]
 mod clock;
@@ -60,7 +62,7 @@ pub(crate) mod verifier;
 #[cfg(netd_bpf_stub)]
 #[test]
 fn a_build_without_programs_says_so() {
-    use super::config::{Config, Timeouts};
+    use super::config::{Audit, Config, Timeouts};
     use super::{Datapath, Error};
 
     let bpffs = "/nowhere".into();
@@ -79,6 +81,7 @@ fn a_build_without_programs_says_so() {
         identities: 1,
         blocks: 1,
         timeouts: Timeouts::default(),
+        audit: Audit::default(),
     };
     let error = Datapath::open(&config).map(drop).expect_err("there is nothing to load");
     assert!(matches!(error, Error::NoPrograms));

@@ -161,7 +161,7 @@ impl Run {
             (*event).ingress_rule = self.ingress_rule;
             (*event).length = length;
             (*event).ethertype = u32::from(ethertype);
-            (*event).pad = 0;
+            (*event).backend = self.backend;
         }
         entry.submit(0);
         true

@@ -1,17 +1,14 @@
 //! Questions: what a name stands for, and how a question is turned down.
 
 use crate::agent::state::State;
-use crate::answer::Refused;
+use crate::answer::{Refused, names};
 use crate::model::ObjectName;
 use crate::telemetry::chain;
 use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::net::IpAddr;
-
-/// Names suggested at most.
-const SUGGESTED: usize = 3;
 
 /// Why a question is not answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,8 +40,7 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// The one of these names that is meant: `namespace/name`, or a name alone if only one has it. `what` is what
-/// they are names of.
+/// The one of these names that is meant, as [`names::pick`].
 ///
 /// # Errors
 /// None is, or several are.
@@ -53,33 +49,7 @@ pub(in crate::agent) fn pick<'a>(
     asked: &str,
     known: impl Iterator<Item = &'a ObjectName>,
 ) -> Result<ObjectName, Refusal> {
-    let known: BTreeSet<&ObjectName> = known.collect();
-    let named: Vec<&ObjectName> = match asked.split_once('/') {
-        Some((namespace, name)) => {
-            known.iter().copied().filter(|one| *one.namespace == *namespace && *one.name == *name).collect()
-        }
-        None => known.iter().copied().filter(|one| *one.name == *asked).collect(),
-    };
-    let texts = |names: &[&ObjectName]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
-    match named.as_slice() {
-        [one] => Ok((*one).clone()),
-        [] => {
-            let suggestions = texts(&similar(asked, &known));
-            let meant = match suggestions.as_slice() {
-                [] => String::new(),
-                some => format!(": did you mean {}?", some.join(" or ")),
-            };
-            Err(Refusal::Unknown(Refused {
-                error: format!("there is no {what} {asked}{meant}"),
-                suggestions,
-            }))
-        }
-        several => {
-            let suggestions = texts(several);
-            let error = format!("{what} {asked} is several: {}", suggestions.join(", "));
-            Err(Refusal::Unknown(Refused { error, suggestions }))
-        }
-    }
+    names::pick(what, asked, known).map_err(Refusal::Unknown)
 }
 
 /// What the pod that is meant is called: by its name, as [`pick`], or by its container where no name is known.
@@ -96,31 +66,6 @@ pub(in crate::agent) fn pick_pod<'a>(
         return Ok(asked.to_owned());
     }
     pick(what, asked, names).map(|name| name.to_string())
-}
-
-/// The most similar ones, the best first.
-fn similar<'a>(asked: &str, known: &BTreeSet<&'a ObjectName>) -> Vec<&'a ObjectName> {
-    let scored = known.iter().filter_map(|one| Some((distance(asked, one)?, *one)));
-    let mut scored: Vec<(usize, &ObjectName)> = scored.collect();
-    scored.sort_unstable();
-    scored.into_iter().take(SUGGESTED).map(|(_, one)| one).collect()
-}
-
-/// How far a name is from what was asked, in letters (optimal string alignment); none if too far.
-fn distance(asked: &str, one: &ObjectName) -> Option<usize> {
-    /// What a part of a name is as far away as: most likely it was meant.
-    const PART: usize = 1;
-    let typos = |asked: &str, name: &str| {
-        let distance = strsim::osa_distance(asked, name);
-        (distance <= 1 + asked.chars().count() / 4).then_some(distance)
-    };
-    let (namespace, name) = asked.split_once('/').unwrap_or(("", asked));
-    if !namespace.is_empty() && namespace != &*one.namespace {
-        // The right name in a wrong namespace, or a namespace with a typo.
-        return if name == &*one.name { Some(0) } else { typos(asked, &one.to_string()) };
-    }
-    let part = name.len() >= 3 && one.name.contains(name);
-    if part { Some(PART) } else { typos(name, &one.name) }
 }
 
 /// Which pod has which address, at one moment.
@@ -185,23 +130,6 @@ mod tests {
         split.map(|(namespace, name)| ObjectName::new(namespace, name)).collect()
     }
 
-    fn refused(asked: &str, known: &[&str]) -> String {
-        match pick("Service", asked, names(known).iter()) {
-            Err(Refusal::Unknown(refused)) => refused.error,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn a_name_alone_does_if_only_one_has_it() {
-        let known = names(&["shop/web", "shop/db", "blog/db"]);
-        let pick = |asked| pick("Service", asked, known.iter()).map(|one| one.to_string());
-        assert_eq!(pick("web"), Ok("shop/web".to_owned()));
-        assert_eq!(pick("blog/db"), Ok("blog/db".to_owned()));
-        let error = refused("db", &["shop/web", "shop/db", "blog/db"]);
-        assert_eq!(error, "Service db is several: blog/db, shop/db");
-    }
-
     #[test]
     fn a_pod_without_a_name_is_asked_for_by_its_container() {
         let ip = |last: u8| IpAddr::from([10, 0, 0, last]);
@@ -216,18 +144,5 @@ mod tests {
             other => panic!("{other:?}"),
         });
         assert_eq!(unknown, Err("there is no pod c3".to_owned()));
-    }
-
-    #[test]
-    fn what_may_have_been_meant_is_suggested_and_nothing_else() {
-        let known = ["shop/web", "shop/checkout", "blog/wiki", "kube-system/kube-dns"];
-        assert_eq!(refused("shop/wbe", &known), "there is no Service shop/wbe: did you mean shop/web?");
-        assert_eq!(refused("chekout", &known), "there is no Service chekout: did you mean shop/checkout?");
-        assert_eq!(refused("blog/web", &known), "there is no Service blog/web: did you mean shop/web?");
-        assert_eq!(refused("dns", &known), "there is no Service dns: did you mean kube-system/kube-dns?");
-        assert_eq!(refused("shp/web", &known), "there is no Service shp/web: did you mean shop/web?");
-        assert_eq!(refused("shop/zzz", &known), "there is no Service shop/zzz");
-        assert_eq!(refused("", &known), "there is no Service ");
-        assert_eq!(refused("x", &[]), "there is no Service x");
     }
 }

@@ -5,6 +5,7 @@
 
 use super::ask::{Book, Refusal, pick};
 use super::status::flow_events;
+use crate::agent::drops::Names;
 use crate::agent::state::State;
 use crate::answer::conntrack::{
     Fill, Flow, Group, Head, Line, PodFlows, State as FlowState, Summary, Table, Tail,
@@ -132,7 +133,7 @@ impl Question {
         self.book.called(address)
     }
 
-    fn told(&self, flow: &Conversation, now: u32) -> Flow {
+    fn told(&self, flow: &Conversation, now: u32, names: &dyn Names) -> Flow {
         let (service, service_deleted) = self.service(flow.service);
         let (former_pod, backend_deleted) = self.former_backend(flow);
         Flow {
@@ -158,6 +159,8 @@ impl Question {
             hairpin: flow.hairpin,
             from_stack: flow.from_stack,
             refused: flow.refused,
+            egress_rule: names.rule(flow.egress_rule),
+            ingress_rule: names.rule(flow.ingress_rule),
         }
     }
 }
@@ -245,7 +248,7 @@ fn walk(state: &State, question: &Question, lines: &mut Lines) {
                 return ControlFlow::Continue(());
             }
             told += 1;
-            let pushed = lines.push(&Line::Flow(Box::new(question.told(&flow, now))));
+            let pushed = lines.push(&Line::Flow(Box::new(question.told(&flow, now, state))));
             gone = pushed.is_break();
             pushed
         },
@@ -367,6 +370,7 @@ fn named(owners: HashMap<u32, [u64; 2]>, names: &HashMap<u32, String>, limit: u6
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::drops::testing::Two;
     use crate::reconcile::services::BackendLabel;
     use netd_bpf::flow::{Flow, FlowKey};
 
@@ -406,6 +410,8 @@ mod tests {
             hairpin: false,
             from_stack: false,
             refused: false,
+            egress_rule: 1,
+            ingress_rule: 0,
             service: 4,
             backend: 1,
             backend_generation: 1,
@@ -441,22 +447,24 @@ mod tests {
 
     #[test]
     fn a_flow_is_told_by_names_and_times() {
-        let told = question().told(&flow(), 160);
+        let told = question().told(&flow(), 160, &Two);
         assert_eq!((told.age_seconds, told.idle_seconds, told.expires_in_seconds), (60, 10, 7990));
         assert_eq!((told.service.as_deref(), told.protocol.as_str()), (Some("shop/api"), "tcp"));
         assert_eq!((told.service_number, told.backend_number), (Some(4), Some(1)));
+        assert_eq!(told.egress_rule.map(|rule| rule.to_string()).as_deref(), Some("shop/web rule 1"));
+        assert_eq!(told.ingress_rule, None);
         let direct = Conversation { service: 0, backend: 0, frontend: None, ..flow() };
-        let direct = question().told(&direct, 160);
+        let direct = question().told(&direct, 160, &Two);
         assert_eq!((direct.service, direct.service_number, direct.backend_number), (None, None, None));
         assert!(!told.service_deleted && !told.backend_deleted && told.server_pod.is_none());
-        let overdue = question().told(&Conversation { lifetime: 5, ..flow() }, 160);
+        let overdue = question().told(&Conversation { lifetime: 5, ..flow() }, 160, &Two);
         assert_eq!(overdue.expires_in_seconds, 0);
     }
 
     #[test]
     fn a_flow_of_a_deleted_service_is_found_by_its_name_and_told_as_that() {
         let told = |flow: &Conversation| {
-            let told = question().told(flow, 160);
+            let told = question().told(flow, 160, &Two);
             (told.service, told.service_deleted, told.server_pod, told.backend_deleted)
         };
         let old = Conversation { service: 3, backend_generation: 0, ..flow() };
@@ -471,7 +479,7 @@ mod tests {
         let direct = Conversation { service: 0, backend: 0, frontend: None, ..flow() };
         assert_eq!(told(&direct), (None, false, None, false));
         // Before the first plan nothing is known to be deleted.
-        let early = Question { numbers: None, ..question() }.told(&old, 160);
+        let early = Question { numbers: None, ..question() }.told(&old, 160, &Two);
         assert_eq!((early.service, early.service_deleted, early.backend_deleted), (None, false, false));
     }
 

@@ -2,7 +2,7 @@
 
 use super::frames::addr;
 use super::pool::{Lease, Loaded};
-use crate::datapath::config::{Config, Timeouts};
+use crate::datapath::config::{Audit, Config, Timeouts};
 use crate::datapath::test_run::{Ran, Stage};
 use crate::datapath::{Datapath, Error, OpenReport, Sets, locked};
 use aya::programs::{TestRun, TestRunOptions};
@@ -45,6 +45,7 @@ impl Folder {
             identities: 64,
             blocks: 16,
             timeouts: Timeouts::default(),
+            audit: Audit::default(),
         }
     }
 

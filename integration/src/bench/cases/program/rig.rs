@@ -12,7 +12,7 @@ use crate::subjects::tables_for;
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::ProgramInfo;
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
-use netd::datapath::config::{Config, Timeouts};
+use netd::datapath::config::{Audit, Config, Timeouts};
 use netd::datapath::test_run::{Ran, Stage};
 use netd::datapath::{Datapath, Sets};
 use netd_bpf::pod::Pod;
@@ -99,6 +99,7 @@ impl Rig {
             identities: 131_072,
             blocks: 16_384,
             timeouts: Timeouts::default(),
+            audit: Audit::default(),
         };
         let (datapath, _) = Datapath::open(&config)?;
         let mut interfaces = Vec::new();
