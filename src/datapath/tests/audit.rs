@@ -60,7 +60,7 @@ fn what_is_beyond_the_rate_is_counted() {
         rig.datapath.set_flow_audit(1).unwrap();
         open(&rig, 1000..1000 + FLOWS);
         let (told, untold) = (events(&rig), rig.datapath.untold_flows().unwrap());
-        assert_eq!(told as u64 + untold, FLOWS.into());
+        assert_eq!(told as u64 + untold, u64::from(FLOWS));
         // One for each CPU and second.
         assert!(told > 0 && untold > 0, "{told} told, {untold} not");
         rig.datapath.set_flow_audit(0).unwrap();
