@@ -221,6 +221,7 @@ mod tests {
         netd 0.1.0  node-1  up 6d4h  pid 1412  kernel 6.12.0  ok
         Source     ok  /etc/netd/state: 3 files, 12 objects, generation 4
         Services   ok  318 Services, in the kernel, 2 without endpoints
+        Policies   ok  25 policies, in the kernel, 38 pods isolated
         Addresses  ok  10.42.3.0/24 41/253 used, 2 cooling · fd00:42:3::/64 41 used, draining
         Network    ok  eth0 (TCX), 1 route to other nodes, 1 range of other nodes by other routes, pods' mtu 1500
         Datapath   ok  schema 2, packets: drop 3, neighbor 2000, peer 5000, stack 12
@@ -236,6 +237,7 @@ mod tests {
         netd 0.1.0  node-1  up 6d4h  pid 1412  kernel 6.12.0  NOT READY: services, addresses
         Source     ok        /etc/netd/state: 3 files, 12 objects, generation 4
         Services   degraded  318 Services, the kernel has generation 3, 2 without endpoints, 2 refused, 1 waiting, 1 in conflict, 5 rows mended
+        Policies   ok        25 policies, in the kernel, 38 pods isolated
         Addresses  degraded  no range
         Network    ok        no uplink, 0 routes to other nodes, pods' mtu 1500
         Datapath   warning   schema 2, packets: drop 3, neighbor 2000, peer 5000, stack 12

@@ -354,9 +354,7 @@ impl<M: PolicyMaps> Reconciler<M> {
         let snapshot = Arc::clone(&self.inputs.snapshots.borrow_and_update());
         let pods = Arc::clone(&self.inputs.pods.borrow_and_update());
         let addresses = Arc::clone(&self.inputs.addresses.borrow_and_update());
-        snapshot.synced.then(|| {
-            Work::Goal(Goal { snapshot, pods, addresses }, self.office.desk.take())
-        })
+        snapshot.synced.then(|| Work::Goal(Goal { snapshot, pods, addresses }, self.office.desk.take()))
     }
 }
 

@@ -235,6 +235,7 @@ async fn add_check_del() {
     world.inspect(|inside| {
         inside.links.clear();
         inside.attached.clear();
+        inside.started.clear();
     });
     assert_eq!(server.check(check.clone()).await.unwrap_err().code, Code::DIFFERS);
     let unknown = Check { attachment: attachment("c2"), ..check };

@@ -88,12 +88,7 @@ impl PolicyMetrics {
         registry.register("operations", "Writes to the policy tables", self.operations.clone());
         registry.register("failures", "Steps of the reconciler that failed", self.failures.clone());
         registry.register("drift", "Rows that audits found changed by others", self.drift.clone());
-        registry.register_with_unit(
-            "compile",
-            "Time to plan a change",
-            Unit::Seconds,
-            self.compile.clone(),
-        );
+        registry.register_with_unit("compile", "Time to plan a change", Unit::Seconds, self.compile.clone());
         registry.register_with_unit(
             "apply",
             "Time to plan and write a change",

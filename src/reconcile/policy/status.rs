@@ -112,7 +112,8 @@ impl PolicyStatus {
                 Table::Rows => ("more rows", "datapath.policy_rows"),
                 Table::Ranges => ("ranges in one piece", "datapath.policy_ranges"),
             };
-            let why = format!("NetworkPolicy {} takes {} {what} of {limit} ({key})", names.join(", "), lack.needs);
+            let why =
+                format!("NetworkPolicy {} takes {} {what} of {limit} ({key})", names.join(", "), lack.needs);
             closed.extend(endpoints.iter().map(|endpoint| Closed {
                 pod: locals.get(endpoint).and_then(|local| local.pod.clone()),
                 endpoint: *endpoint,
@@ -128,7 +129,8 @@ impl PolicyStatus {
         }
         for Closed { pod, endpoint, direction, .. } in &self.closed {
             if !closed.iter().any(|one| (one.endpoint, one.direction) == (*endpoint, *direction)) {
-                let pod = pod.as_ref().map_or_else(|| format!("endpoint {endpoint}"), |pod| format!("pod {pod}"));
+                let pod =
+                    pod.as_ref().map_or_else(|| format!("endpoint {endpoint}"), |pod| format!("pod {pod}"));
                 info!("{pod} is no longer closed for {direction}");
             }
         }

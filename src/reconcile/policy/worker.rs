@@ -240,11 +240,11 @@ impl<M: PolicyMaps> Worker<M> {
         }
         self.metrics.drift.inc_by(u64::try_from(drift.len()).unwrap_or(u64::MAX));
         self.status.drift += u64::try_from(drift.len()).unwrap_or(u64::MAX);
-        self.status.last_drift = drift.iter().take(PolicyStatus::DRIFT_TOLD).map(ToString::to_string).collect();
+        self.status.last_drift =
+            drift.iter().take(PolicyStatus::DRIFT_TOLD).map(ToString::to_string).collect();
         self.take_image(&kernel);
-        // Flows may have been judged by what was there.
-        self.maps.bump_epoch().map_err(context(Op::BumpEpoch))?;
         self.converge(Touched::all(), start)?;
+        // Flows may have been judged by what was there.
         self.maps.bump_epoch().map_err(context(Op::BumpEpoch))
     }
 
@@ -278,7 +278,9 @@ impl<M: PolicyMaps> Worker<M> {
     fn write_alike(&self, first: &Op, ops: &[Op]) -> Result<(), M::Error> {
         macro_rules! all {
             ($pattern:pat => $value:expr) => {
-                &ops.iter().filter_map(|op| if let $pattern = op { Some($value) } else { None }).collect::<Vec<_>>()
+                &ops.iter()
+                    .filter_map(|op| if let $pattern = op { Some($value) } else { None })
+                    .collect::<Vec<_>>()
             };
         }
         match first {
@@ -298,7 +300,9 @@ impl<M: PolicyMaps> Worker<M> {
             Op::RemoveIdentity { .. } => {
                 self.maps.delete_identities(all!(Op::RemoveIdentity { addr } => *addr))
             }
-            Op::SetPod { .. } => self.maps.set_pods(all!(Op::SetPod { endpoint, sets } => (*endpoint, *sets))),
+            Op::SetPod { .. } => {
+                self.maps.set_pods(all!(Op::SetPod { endpoint, sets } => (*endpoint, *sets)))
+            }
             Op::RemovePod { .. } => self.maps.remove_pods(all!(Op::RemovePod { endpoint } => *endpoint)),
             Op::BumpEpoch => self.maps.bump_epoch(),
         }
