@@ -254,7 +254,7 @@ fn write_rule(text: &mut Text, rule: &Rule) {
                 }
             }
             Peer::Named(PortName { proto, name }) => {
-                drop(text.str("named").number((*proto).into()).str(name))
+                text.str("named").number((*proto).into()).str(name);
             }
         }
     }

@@ -91,7 +91,7 @@ impl Hasher for NumberHasher {
 }
 
 /// A map by number.
-pub type ByNumber<V> = std::collections::HashMap<u64, V, BuildHasherDefault<NumberHasher>>;
+pub(super) type ByNumber<V> = std::collections::HashMap<u64, V, BuildHasherDefault<NumberHasher>>;
 
 #[cfg(test)]
 mod tests {

@@ -31,8 +31,8 @@ mod write;
 
 use super::backends::Backends;
 use super::plan::{Desired, DesiredFrontend, DesiredService, PortName};
-use crate::slots::{Range, Slots};
 use crate::model::ObjectName;
+use crate::slots::{Range, Slots};
 use netd_bpf::service::{Backend, Frontend, FrontendKey, kind};
 use serde::Serialize;
 use std::collections::{HashMap, HashSet};
