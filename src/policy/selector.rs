@@ -144,6 +144,11 @@ impl<K: Eq + Hash + Borrow<str> + Clone, T: Ord + Copy> ByLabel<K, T> {
         self.0.get(key)?.get(value)
     }
 
+    /// What has one of these labels; things with several values come for each.
+    pub(super) fn having(&self, key: &str, values: &[Arc<str>]) -> impl Iterator<Item = T> {
+        values.iter().filter_map(|value| self.get(key, value)).flatten().copied()
+    }
+
     /// How many things have one of these labels; things with several values count for each.
     pub(super) fn count(&self, key: &str, values: &[Arc<str>]) -> usize {
         values.iter().filter_map(|value| self.get(key, value)).map(BTreeSet::len).sum()

@@ -332,7 +332,8 @@ impl Tables {
     #[must_use]
     pub fn usages(&self) -> Usages {
         let Limits { rows, identities, blocks, .. } = self.limits;
-        let usage = |used: usize, limit| Usage { used: u32::try_from(used).unwrap_or(u32::MAX), held: 0, limit };
+        let usage =
+            |used: usize, limit| Usage { used: u32::try_from(used).unwrap_or(u32::MAX), held: 0, limit };
         Usages {
             rows: usage(self.rows.count, rows.saturating_sub(1)),
             ranges: self.lists.usage(),
@@ -352,7 +353,8 @@ impl Tables {
         if all {
             self.wanted.clone_from(&desired.pods);
             self.users.clear();
-            for number in self.wanted.values().flat_map(|sets| sets.both()).filter(|set| set & set::MARK != 0) {
+            for number in self.wanted.values().flat_map(|sets| sets.both()).filter(|set| set & set::MARK != 0)
+            {
                 *self.users.entry(number).or_default() += 1;
             }
             return;

@@ -72,7 +72,7 @@ impl World {
 
     /// A pod of this node; its endpoint is the last byte of its first address.
     pub(super) fn local(&mut self, mut pod: Pod) -> &mut Self {
-        self.here(Some(pod.name.clone()), &pod.ips.clone());
+        self.here(Some(pod.name.clone()), &pod.ips);
         // What the model says of its address counts for nothing.
         pod.ips = vec![ip("203.0.113.9")];
         pod.node = Some("here".into());
@@ -102,7 +102,7 @@ impl World {
     }
 
     /// A policy by its spec.
-    pub(super) fn policy(&mut self, text: &str, spec: Value) -> &mut Self {
+    pub(super) fn policy(&mut self, text: &str, spec: &Value) -> &mut Self {
         let name = name(text);
         let object =
             json!({ "metadata": { "namespace": &*name.namespace, "name": &*name.name }, "spec": spec });

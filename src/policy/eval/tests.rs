@@ -33,17 +33,17 @@ fn reached(world: &World, from: &str, protocol: u8, port: u16) -> String {
 }
 
 /// A policy that isolates the web for ingress with these peers.
-fn from(peers: Value) -> World {
+fn from(peers: &Value) -> World {
     let mut world = world();
     let spec = json!({ "podSelector": { "matchLabels": { "app": "web" } }, "ingress": [{ "from": peers }] });
-    world.policy("shop/p", spec);
+    world.policy("shop/p", &spec);
     world
 }
 
 /// The same with these ports, for everybody.
-fn ports(ports: Value) -> World {
+fn ports(ports: &Value) -> World {
     let mut world = world();
-    world.policy("shop/p", json!({ "podSelector": {}, "ingress": [{ "ports": ports }] }));
+    world.policy("shop/p", &json!({ "podSelector": {}, "ingress": [{ "ports": ports }] }));
     world
 }
 
@@ -63,7 +63,7 @@ fn an_empty_policy_isolates_its_namespace_for_ingress_and_only_that() {
         json!({ "egress": [] }),
     ] {
         let mut world = world();
-        world.policy("shop/deny", spec);
+        world.policy("shop/deny", &spec);
         assert_eq!(reach(&world, WEB, TCP, 80), "+----", "a pod reaches itself");
         assert_eq!(reach(&world, TEAM, TCP, 80), "+++++");
         assert_eq!(reached(&world, WEB, TCP, 80), "+-+++");
@@ -87,7 +87,7 @@ fn policy_types_and_their_defaults() {
     ];
     for (spec, expected) in cases {
         let mut world = world();
-        world.policy("shop/p", spec.clone());
+        world.policy("shop/p", &spec);
         let packets = [(WEB, TEAM, TCP, 80), (TEAM, WEB, TCP, 80)];
         assert_eq!(allowed(&world.desired(), &packets), expected, "{spec}");
     }
@@ -97,7 +97,7 @@ fn policy_types_and_their_defaults() {
 fn missing_and_empty_lists_of_peers_are_everybody() {
     for rule in [json!({}), json!({ "from": [] }), json!({ "from": [], "ports": [] })] {
         let mut world = world();
-        world.policy("shop/p", json!({ "ingress": [rule] }));
+        world.policy("shop/p", &json!({ "ingress": [rule] }));
         assert_eq!(reach(&world, WEB, TCP, 80), "+++++");
         assert_eq!(reach(&world, WEB, ICMP, 0), "+++++");
     }
@@ -141,14 +141,14 @@ fn peers_by_pod_by_namespace_and_by_both() {
         ),
     ];
     for (peers, expected) in cases {
-        assert_eq!(reach(&from(peers.clone()), WEB, TCP, 80), expected, "{peers}");
+        assert_eq!(reach(&from(&peers), WEB, TCP, 80), expected, "{peers}");
     }
 }
 
 #[test]
 fn a_pod_without_labels_matches_what_asks_for_none() {
     let world = from(
-        json!([{ "podSelector": { "matchExpressions": [{ "key": "tier", "operator": "DoesNotExist" }] } }]),
+        &json!([{ "podSelector": { "matchExpressions": [{ "key": "tier", "operator": "DoesNotExist" }] } }]),
     );
     assert_eq!(reach(&world, WEB, TCP, 80), "+----");
     let mut world = world;
@@ -160,8 +160,8 @@ fn a_pod_without_labels_matches_what_asks_for_none() {
 fn several_policies_add_up_and_the_first_rule_that_matches_is_told() {
     let mut world = world();
     world
-        .policy("shop/a", json!({ "ingress": [{ "from": [{ "podSelector": { "matchLabels": { "app": "none" } } }] }, { "ports": [{ "port": 80 }] }] }))
-        .policy("shop/b", json!({ "ingress": [{ "from": [{ "namespaceSelector": { "matchLabels": { "env": "test" } } }] }] }));
+        .policy("shop/a", &json!({ "ingress": [{ "from": [{ "podSelector": { "matchLabels": { "app": "none" } } }] }, { "ports": [{ "port": 80 }] }] }))
+        .policy("shop/b", &json!({ "ingress": [{ "from": [{ "namespaceSelector": { "matchLabels": { "env": "test" } } }] }] }));
     assert_eq!(reach(&world, WEB, TCP, 80), "+++++");
     assert_eq!(reach(&world, WEB, TCP, 81), "+-+--");
     let planner = world.planned();
@@ -182,9 +182,9 @@ fn several_policies_add_up_and_the_first_rule_that_matches_is_told() {
 fn both_ends_have_to_agree() {
     let mut world = world();
     let only_web = json!([{ "podSelector": { "matchLabels": { "app": "web" } } }]);
-    world.policy("shop/out", json!({ "podSelector": { "matchLabels": { "app": "db" } }, "policyTypes": ["Egress"], "egress": [{ "to": only_web }] }));
+    world.policy("shop/out", &json!({ "podSelector": { "matchLabels": { "app": "db" } }, "policyTypes": ["Egress"], "egress": [{ "to": only_web }] }));
     assert_eq!(reached(&world, DB, TCP, 80), "++---");
-    world.policy("shop/in", json!({ "podSelector": { "matchLabels": { "app": "web" } } }));
+    world.policy("shop/in", &json!({ "podSelector": { "matchLabels": { "app": "web" } } }));
     assert_eq!(reached(&world, DB, TCP, 80), "-+---");
     let verdict = verdict(&world.desired(), DB, WEB, TCP, 80);
     assert!(verdict.egress.allows() && !verdict.ingress.allows());
@@ -192,14 +192,14 @@ fn both_ends_have_to_agree() {
 
 #[test]
 fn blocks_with_exceptions_overlap() {
-    let mut world = from(json!([
+    let mut world = from(&json!([
         { "ipBlock": { "cidr": "198.51.100.0/24", "except": ["198.51.100.0/25", "198.51.100.200/32"] } },
         { "ipBlock": { "cidr": "198.51.100.64/26", "except": ["198.51.100.100/31"] } },
         { "ipBlock": { "cidr": "2001:db8::/32" } },
     ]));
     let world = world.policy(
         "other/p",
-        json!({ "ingress": [{ "from": [{ "ipBlock": { "cidr": "198.51.100.201/32" } }] }] }),
+        &json!({ "ingress": [{ "from": [{ "ipBlock": { "cidr": "198.51.100.201/32" } }] }] }),
     );
     let from = [
         "198.51.100.1",
@@ -217,7 +217,7 @@ fn blocks_with_exceptions_overlap() {
 
 #[test]
 fn all_of_ipv6_is_nothing_of_ipv4() {
-    let world = from(json!([{ "ipBlock": { "cidr": "::/0", "except": ["2001:db8::/32"] } }]));
+    let world = from(&json!([{ "ipBlock": { "cidr": "::/0", "except": ["2001:db8::/32"] } }]));
     let desired = world.desired();
     let packets = [
         (WORLD, WEB, TCP, 80),
@@ -227,17 +227,17 @@ fn all_of_ipv6_is_nothing_of_ipv4() {
         ("fd00::3", "fd00::1", TCP, 80),
     ];
     assert_eq!(allowed(&desired, &packets), "-+--+");
-    let both = from(json!([{ "ipBlock": { "cidr": "::/0" } }, { "ipBlock": { "cidr": "0.0.0.0/0" } }]));
+    let both = from(&json!([{ "ipBlock": { "cidr": "::/0" } }, { "ipBlock": { "cidr": "0.0.0.0/0" } }]));
     assert_eq!(allowed(&both.desired(), &packets), "+++++");
-    let v4 = from(json!([{ "ipBlock": { "cidr": "0.0.0.0/0" } }]));
+    let v4 = from(&json!([{ "ipBlock": { "cidr": "0.0.0.0/0" } }]));
     assert_eq!(allowed(&v4.desired(), &packets), "+--+-");
 }
 
 #[test]
 fn a_block_has_the_pods_in_it_too() {
-    let world = from(json!([{ "ipBlock": { "cidr": "10.0.0.0/24", "except": ["10.0.0.4/32"] } }]));
+    let world = from(&json!([{ "ipBlock": { "cidr": "10.0.0.0/24", "except": ["10.0.0.4/32"] } }]));
     assert_eq!(reach(&world, WEB, TCP, 80), "+++--");
-    let world = from(json!([
+    let world = from(&json!([
         { "ipBlock": { "cidr": "10.0.0.0/24", "except": ["10.0.0.4/32"] } },
         { "namespaceSelector": { "matchLabels": { "kubernetes.io/metadata.name": "other" } } },
     ]));
@@ -261,15 +261,15 @@ fn ports_and_protocols() {
     for (list, expected) in cases {
         let packets = [(TCP, 80), (TCP, 81), (UDP, 80), (SCTP, 80), (ICMP, 0)];
         let packets = packets.map(|(protocol, port)| (TEAM, WEB, protocol, port));
-        assert_eq!(allowed(&ports(list.clone()).desired(), &packets), expected, "{list}");
+        assert_eq!(allowed(&ports(&list).desired(), &packets), expected, "{list}");
     }
-    let edges = ports(json!([{ "port": 100, "endPort": 200 }])).desired();
+    let edges = ports(&json!([{ "port": 100, "endPort": 200 }])).desired();
     assert_eq!(allowed(&edges, &[99, 100, 200, 201].map(|port| (TEAM, WEB, TCP, port))), "-++-");
 }
 
 #[test]
 fn named_ports_are_the_destinations_own() {
-    let mut world = ports(json!([{ "port": "http" }, { "port": "dns", "protocol": "UDP" }]));
+    let mut world = ports(&json!([{ "port": "http" }, { "port": "dns", "protocol": "UDP" }]));
     world
         .port("shop/web", "http", 8080, Protocol::Tcp)
         .port("shop/web", "dns", 53, Protocol::Tcp)
@@ -292,7 +292,7 @@ fn named_ports_are_the_destinations_own() {
 #[test]
 fn named_ports_of_egress_are_the_peers_own() {
     let client = json!({ "matchLabels": { "app": "client" } });
-    let spec = |rule: Value| json!({ "podSelector": client, "policyTypes": ["Egress"], "egress": [rule] });
+    let spec = |rule: &Value| json!({ "podSelector": client, "policyTypes": ["Egress"], "egress": [rule] });
     let packets = [
         (TEAM, WEB, TCP, 8080),
         (TEAM, WEB, TCP, 5432),
@@ -316,26 +316,26 @@ fn named_ports_of_egress_are_the_peers_own() {
     ] {
         let mut world = world();
         world.port("shop/web", "http", 8080, Protocol::Tcp).port("shop/db", "http", 5432, Protocol::Tcp);
-        world.policy("team/p", spec(rule.clone()));
+        world.policy("team/p", &spec(&rule));
         assert_eq!(allowed(&world.desired(), &packets), expected, "{rule}");
     }
 }
 
 #[test]
 fn a_host_network_pod_is_its_node() {
-    let mut world = from(json!([{ "namespaceSelector": {} }]));
+    let mut world = from(&json!([{ "namespaceSelector": {} }]));
     let mut host = pod("shop/host", "app=web", &["192.168.0.2"]);
     host.host_network = true;
     world.remote(host);
     assert_eq!(allowed(&world.desired(), &[("192.168.0.2", WEB, TCP, 80)]), "-");
-    let world = from(json!([{ "ipBlock": { "cidr": "192.168.0.0/24" } }]));
+    let world = from(&json!([{ "ipBlock": { "cidr": "192.168.0.0/24" } }]));
     assert_eq!(allowed(&world.desired(), &[("192.168.0.2", WEB, TCP, 80)]), "+");
 }
 
 #[test]
 fn a_pod_and_its_node_reach_each_other() {
     let mut world = world();
-    world.policy("shop/deny", json!({ "policyTypes": ["Ingress", "Egress"] }));
+    world.policy("shop/deny", &json!({ "policyTypes": ["Ingress", "Egress"] }));
     let desired = world.desired();
     assert_eq!(
         allowed(&desired, &[(WEB, NODE, TCP, 22), (WEB, "192.168.0.2", TCP, 22), (NODE, WEB, TCP, 80)]),
@@ -356,12 +356,12 @@ fn a_pod_and_its_node_reach_each_other() {
 
 #[test]
 fn finished_pods_have_no_address() {
-    let mut world = from(json!([{ "namespaceSelector": {} }]));
+    let mut world = from(&json!([{ "namespaceSelector": {} }]));
     let mut job = pod("team/job", "app=job", &["10.0.1.1"]);
     world.remote(job.clone());
     assert_eq!(allowed(&world.desired(), &[("10.0.1.1", WEB, TCP, 80)]), "+");
     job.finished = true;
-    world.remote(job.clone());
+    world.remote(job);
     assert_eq!(allowed(&world.desired(), &[("10.0.1.1", WEB, TCP, 80)]), "-");
     // Its address is another's already.
     world.remote(pod("other/next", "", &["10.0.1.1"]));
@@ -370,7 +370,7 @@ fn finished_pods_have_no_address() {
 
 #[test]
 fn who_claims_an_address_first_by_rank() {
-    let mut world = from(json!([{ "namespaceSelector": { "matchLabels": { "env": "test" } } }]));
+    let mut world = from(&json!([{ "namespaceSelector": { "matchLabels": { "env": "test" } } }]));
     let mut going = pod("shop/a", "", &["10.0.1.31"]);
     going.terminating = true;
     world.remote(going).remote(pod("team/b", "", &["10.0.1.31"]));
@@ -386,7 +386,7 @@ fn the_ledger_knows_which_pods_are_here() {
     let mut world = world();
     world.here(None, &[ip("10.0.0.20")]);
     world.here(Some(name("shop/unknown")), &[ip("10.0.0.21")]);
-    world.policy("shop/deny", json!({}));
+    world.policy("shop/deny", &json!({}));
     let desired = world.desired();
     assert_eq!(
         verdict(&desired, TEAM, "10.0.0.20", TCP, 1).ingress,
@@ -397,14 +397,14 @@ fn the_ledger_knows_which_pods_are_here() {
     assert_eq!(verdict(&desired, TEAM, "10.0.0.22", TCP, 1).ingress, Side::Elsewhere);
     let mut labelled = World::new();
     labelled.here(Some(name("shop/unknown")), &[ip("10.0.0.21")]);
-    labelled.policy("shop/deny", json!({ "podSelector": { "matchLabels": { "app": "web" } } }));
+    labelled.policy("shop/deny", &json!({ "podSelector": { "matchLabels": { "app": "web" } } }));
     assert!(verdict(&labelled.desired(), TEAM, "10.0.0.21", TCP, 1).allowed());
 }
 
 #[test]
 fn what_cannot_be_read_closes_whom_it_selects() {
     let mut world = world();
-    world.policy("shop/p", json!({ "podSelector": { "matchLabels": { "app": "web" } }, "ingress": [{ "ports": [{ "port": 80 }] }] }));
+    world.policy("shop/p", &json!({ "podSelector": { "matchLabels": { "app": "web" } }, "ingress": [{ "ports": [{ "port": 80 }] }] }));
     let key = name("shop/p");
     let mut policy = (*world.model.policies[&key]).clone();
     policy.spec.ingress.as_mut().unwrap()[0].ports.as_mut().unwrap()[0].protocol = Some("QUIC".into());
@@ -427,7 +427,7 @@ fn a_list_that_is_too_long_closes_its_pods_until_it_is_shorter() {
     let mut world = world();
     world.policy(
         "shop/p",
-        json!({ "podSelector": { "matchLabels": { "app": "web" } }, "ingress": [{ "ports": odd(4097) }] }),
+        &json!({ "podSelector": { "matchLabels": { "app": "web" } }, "ingress": [{ "ports": odd(4097) }] }),
     );
     let mut planner = world.planned();
     assert_eq!(verdict(planner.desired(), TEAM, WEB, TCP, 1).ingress, Side::Closed);
@@ -435,7 +435,7 @@ fn a_list_that_is_too_long_closes_its_pods_until_it_is_shorter() {
     insta::assert_snapshot!(told.join("\n"), @"the ingress rules of NetworkPolicy shop/p come to 4097 ranges of ports for one peer, 4096 are possible; the pods that they select are closed for ingress");
     world.policy(
         "shop/p",
-        json!({ "podSelector": { "matchLabels": { "app": "web" } }, "ingress": [{ "ports": odd(4096) }] }),
+        &json!({ "podSelector": { "matchLabels": { "app": "web" } }, "ingress": [{ "ports": odd(4096) }] }),
     );
     planner.update(world.input());
     assert_eq!(

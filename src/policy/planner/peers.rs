@@ -9,10 +9,13 @@ use super::classes::{Place, ProfileKey, place};
 use super::uses::Uses;
 use crate::policy::blocks::contains;
 use crate::policy::compile::{Peer, PortName, Scope};
-use crate::policy::selector::{Index, Selector};
+use crate::policy::selector::{ByLabel, Index, Selector};
 use netd_bpf::policy::Block;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+
+/// Profiles, one by one.
+type Found<'f> = Box<dyn Iterator<Item = u32> + 'f>;
 
 /// All peers.
 #[derive(Debug, Default)]
@@ -202,35 +205,27 @@ impl Planner {
     }
 
     /// Profiles that a peer may match: the fewest that some requirement leaves.
-    fn candidates<'p>(&'p self, peer: &'p Peer) -> Box<dyn Iterator<Item = u32> + 'p> {
+    fn candidates<'p>(&'p self, peer: &'p Peer) -> Found<'p> {
         let classes = &self.classes;
-        let labelled = |selector: &'p Selector| {
-            selector.equality().map(|(key, values)| (classes.by_label.count(key, values), key, values))
+        let labelled =
+            |index: &'p ByLabel<String, u32>, selector: &'p Selector| -> Option<(usize, Found<'p>)> {
+                let (key, values) = selector.equality()?;
+                Some((index.count(key, values), Box::new(index.having(key, values))))
+            };
+        let of = |namespace| -> (usize, Found<'p>) {
+            let all = classes.by_namespace.get(namespace);
+            (all.map_or(0, BTreeSet::len), Box::new(all.into_iter().flatten().copied()))
         };
         match peer {
-            Peer::Pods { scope: Scope::Own(namespace), pods } => {
-                let all = classes.by_namespace.get(namespace);
-                let count = all.map_or(0, BTreeSet::len);
-                match labelled(pods) {
-                    Some((fewer, key, values)) if fewer < count => Box::new(
-                        values.iter().filter_map(|value| classes.by_label.get(key, value)).flatten().copied(),
-                    ),
-                    _ => Box::new(all.into_iter().flatten().copied()),
-                }
-            }
-            Peer::Pods { scope: Scope::Selected(namespaces), pods } => {
-                match (labelled(pods), namespaces.equality()) {
-                    (Some((_, key, values)), _) => Box::new(
-                        values.iter().filter_map(|value| classes.by_label.get(key, value)).flatten().copied(),
-                    ),
-                    (None, Some((key, values))) => Box::new(
-                        values
-                            .iter()
-                            .filter_map(|value| classes.by_namespace_label.get(key, value))
-                            .flatten()
-                            .copied(),
-                    ),
-                    (None, None) => Box::new(classes.profiles.keys().copied()),
+            Peer::Pods { scope, pods } => {
+                let scoped = match scope {
+                    Scope::Own(namespace) => Some(of(namespace)),
+                    Scope::Selected(namespaces) => labelled(&classes.by_namespace_label, namespaces),
+                };
+                let some = [scoped, labelled(&classes.by_label, pods)].into_iter().flatten();
+                match some.min_by_key(|(count, _)| *count) {
+                    Some((_, fewest)) => fewest,
+                    None => Box::new(classes.profiles.keys().copied()),
                 }
             }
             Peer::Named(name) => Box::new(classes.by_port.get(name).into_iter().flatten().copied()),
@@ -296,7 +291,7 @@ fn file(peers: &mut Peers, peer: &Peer, id: u32, there: bool) {
             }
         }
         Peer::Pods { scope: Scope::Selected(_), pods } if pods.equality().is_some() => {
-            put(&mut peers.by_pods, pods)
+            put(&mut peers.by_pods, pods);
         }
         Peer::Pods { scope: Scope::Selected(namespaces), .. } => put(&mut peers.by_namespace, namespaces),
         Peer::Named(name) if there => drop(peers.by_port.insert(name.clone(), id)),

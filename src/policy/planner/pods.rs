@@ -118,22 +118,11 @@ impl Planner {
 
     pub(super) fn change_namespace(&mut self, old: Option<&Arc<Namespace>>, new: Option<&Arc<Namespace>>) {
         let Some(name) = old.or(new).map(|namespace| Arc::clone(&namespace.name)) else { return };
-        let uses = &self.peers.namespace_labels;
-        let Some(record) = self.pods.namespaces.get_mut(&name) else {
-            self.pods
-                .namespaces
-                .insert(name, NamespaceRecord { object: new.cloned(), ..NamespaceRecord::default() });
-            return;
-        };
-        let asked = |record: &NamespaceRecord| -> BTreeMap<String, String> {
-            let labels = record.labels(&name).filter(|(key, _)| uses.has(*key));
-            labels.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
-        };
-        let before = asked(record);
+        let record = self.namespace(&name);
         record.object = new.cloned();
-        if asked(record) != before {
-            self.dirty.profiles.extend(&record.pods);
-        }
+        // Which of its labels anybody asks for may change as well: all is looked at.
+        let pods = record.pods.clone();
+        self.dirty.profiles.extend(pods);
         self.forget_namespace(&name);
     }
 
@@ -209,6 +198,9 @@ impl Planner {
 
     /// Takes over the ledger's pods.
     pub(super) fn change_locals(&mut self, locals: &BTreeMap<u32, LocalPod>) {
+        if *locals == self.seen.locals {
+            return;
+        }
         let gone: Vec<u32> = {
             let same = |endpoint: &u32| locals.get(endpoint) == self.seen.locals.get(endpoint);
             self.seen.locals.keys().copied().filter(|endpoint| !same(endpoint)).collect()

@@ -17,6 +17,8 @@ use std::sync::Arc;
 
 /// Where a rule stands among those of a set: the first one that matches tells.
 type Order = (u32, u32);
+/// Rules with their places.
+type Ordered = Vec<(Order, u32)>;
 
 /// All sets.
 #[derive(Debug, Default)]
@@ -51,7 +53,7 @@ struct SetRecord {
     /// Where each part stands.
     places: HashMap<u32, u32>,
     /// Rules for everybody.
-    everyone: Vec<(Order, u32)>,
+    everyone: Ordered,
     /// What they come to: the row of every class that has none of its own.
     any: Arc<List>,
     /// Identities whose lists are too long, with their lengths.
@@ -295,7 +297,7 @@ impl Planner {
         if list.allows_all() {
             return;
         }
-        let mut found: ByNumber<(Option<u32>, Vec<(Order, u32)>)> = ByNumber::default();
+        let mut found: ByNumber<(Option<u32>, Ordered)> = ByNumber::default();
         for (place, part) in (0_u32..).zip(&record.key.parts) {
             let Some(part) = self.policies.parts.get(part) else { continue };
             for rule_number in &part.rules {
@@ -376,7 +378,7 @@ impl Planner {
     }
 
     /// Makes a row from the rules that match the class beside those for everybody.
-    fn add_row(&mut self, key: PolicyKey, profile: Option<u32>, mut rules: Vec<(Order, u32)>) {
+    fn add_row(&mut self, key: PolicyKey, profile: Option<u32>, mut rules: Ordered) {
         let Some(record) = self.sets.records.get_mut(&key.set) else { return };
         rules.extend_from_slice(&record.everyone);
         rules.sort_unstable();

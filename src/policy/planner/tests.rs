@@ -8,12 +8,17 @@ use netd_bpf::policy::{PolicyKey, identity};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+/// Labels, addresses, kind, ports.
+type SomePod = (Vec<(usize, usize)>, Vec<usize>, usize, usize);
+/// Whose it is, addresses.
+type SomeLocal = (Option<(usize, usize)>, Vec<usize>);
+
 /// Something that happens to a cluster.
 #[derive(Clone, Debug)]
 enum Edit {
     Namespace(usize, Option<String>),
-    Pod(usize, usize, Option<(Vec<(usize, usize)>, Vec<usize>, usize, usize)>),
-    Local(u32, Option<(Option<(usize, usize)>, Vec<usize>)>),
+    Pod(usize, usize, Option<SomePod>),
+    Local(u32, Option<SomeLocal>),
     Policy(usize, usize, Option<Value>),
     NodeAddresses(Vec<usize>),
 }
@@ -132,7 +137,7 @@ fn apply(world: &mut World, edit: &Edit) {
             world.locals.insert(*endpoint, LocalPod { endpoint: *endpoint, pod, addresses });
         }
         Edit::Local(endpoint, None) => drop(world.locals.remove(endpoint)),
-        Edit::Policy(namespace, at, Some(spec)) => drop(world.policy(&full(*namespace, *at), spec.clone())),
+        Edit::Policy(namespace, at, Some(spec)) => drop(world.policy(&full(*namespace, *at), spec)),
         Edit::Policy(namespace, at, None) => drop(world.model.policies.remove(&name(&full(*namespace, *at)))),
         Edit::NodeAddresses(list) => world.node_addresses = ips(list).into_iter().map(ip).collect(),
     }
@@ -224,7 +229,7 @@ fn shop() -> World {
         "app=db",
         &["10.0.1.2"],
     ));
-    world.policy("shop/p", json!({ "podSelector": { "matchLabels": { "app": "web" } }, "ingress": [{ "from": [{ "podSelector": { "matchLabels": { "app": "db" } } }] }] }));
+    world.policy("shop/p", &json!({ "podSelector": { "matchLabels": { "app": "web" } }, "ingress": [{ "from": [{ "podSelector": { "matchLabels": { "app": "db" } } }] }] }));
     world
 }
 
@@ -248,7 +253,7 @@ fn a_policy_that_says_the_same_in_other_words_changes_nothing() {
     let same = json!({ "podSelector": { "matchLabels": { "app": "web" } }, "policyTypes": ["Ingress"], "ingress": [{ "ports": [], "from": [{
         "podSelector": { "matchExpressions": [{ "key": "app", "operator": "In", "values": ["db"] }] },
     }] }] });
-    world.policy("shop/p", same);
+    world.policy("shop/p", &same);
     assert!(planner.update(world.input()).is_empty());
 }
 
@@ -261,7 +266,7 @@ fn a_set_is_shared_and_has_another_number_when_its_policies_say_something_else()
     assert_eq!((before[&1], before[&1].egress), (before[&2], Sets::OPEN.egress));
     let name = planner.set(before[&1].ingress).unwrap();
     assert_eq!(name.policies, [self::name("shop/p")]);
-    world.policy("shop/p", json!({ "podSelector": { "matchLabels": { "app": "web" } } }));
+    world.policy("shop/p", &json!({ "podSelector": { "matchLabels": { "app": "web" } } }));
     let touched = planner.update(world.input());
     assert_eq!(touched.pods, [1, 2].into());
     assert_ne!(planner.desired().pods[&1], before[&1]);
@@ -271,7 +276,7 @@ fn a_set_is_shared_and_has_another_number_when_its_policies_say_something_else()
 #[test]
 fn rules_for_everybody_are_one_row_and_part_of_every_other() {
     let mut world = shop();
-    world.policy("shop/q", json!({ "ingress": [{ "ports": [{ "port": 53 }] }] }));
+    world.policy("shop/q", &json!({ "ingress": [{ "ports": [{ "port": 53 }] }] }));
     let planner = world.planned();
     let desired = planner.desired();
     let set = desired.pods[&1].ingress;
@@ -288,7 +293,7 @@ fn rules_for_everybody_are_one_row_and_part_of_every_other() {
     );
 
     // Where all is allowed to everybody, nobody needs a row.
-    world.policy("shop/r", json!({ "ingress": [{}] }));
+    world.policy("shop/r", &json!({ "ingress": [{}] }));
     assert_eq!(world.desired().rows.len(), 1);
 }
 

@@ -35,7 +35,11 @@ pub(super) struct Named {
 impl Lists {
     /// From the array, and the lists that rows name with the number of these, which do not overlap and are of different
     /// content.
-    pub(super) fn from_content(content: &[Range], named: BTreeMap<u32, (Arc<[Range]>, u32)>, until: Instant) -> Self {
+    pub(super) fn from_content(
+        content: &[Range],
+        named: BTreeMap<u32, (Arc<[Range]>, u32)>,
+        until: Instant,
+    ) -> Self {
         let len = |ranges: &[Range]| u32::try_from(ranges.len()).unwrap_or(u32::MAX);
         let used = named.iter().map(|(base, (ranges, _))| (*base, len(ranges))).collect();
         let slots = Slots::from_content(content, &used, until);

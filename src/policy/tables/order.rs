@@ -50,15 +50,17 @@ impl Tables {
         let pairs = blocks.iter().map(|change| (change.from, change.to));
         let pairs = pairs.chain(identities.iter().map(|change| (change.from, change.to)));
         let pairs: BTreeSet<(u64, u64)> = pairs.filter(|(from, to)| from != to).collect();
+        let nodes = identities.iter().any(AddressChange::flags_differ);
         let bumps = self.under_way
             || replaced
             || (all && !stale.is_empty())
             || pods.iter().any(|change| change.old.is_some() && change.new.is_some())
-            || identities.iter().any(AddressChange::flags_differ)
+            || nodes
             || self.verdicts_differ(&pairs);
         let moves = moves(&pods);
-        let crossing = !moves.is_empty() && !pairs.is_empty();
-        let new_blocks = blocks.iter().filter(|change| change.new.is_some() && !self.blocks.contains_key(&change.block));
+        let crossing = !moves.is_empty() && (!pairs.is_empty() || nodes);
+        let new_blocks =
+            blocks.iter().filter(|change| change.new.is_some() && !self.blocks.contains_key(&change.block));
         let tight = self.blocks.len() + new_blocks.count() > self.limits.blocks as usize;
 
         for change in &pods {
@@ -86,7 +88,8 @@ impl Tables {
             self.remove_row(key, first);
         }
         for number in unused {
-            let identities: Vec<u64> = self.rows.sets.get(&number).into_iter().flatten().map(|(one, _)| *one).collect();
+            let identities: Vec<u64> =
+                self.rows.sets.get(&number).into_iter().flatten().map(|(one, _)| *one).collect();
             for identity in identities {
                 self.remove_row(PolicyKey { set: number, identity }, &mut removed);
             }
@@ -128,12 +131,13 @@ impl Tables {
         if pairs.len().saturating_mul(self.whole.len()) > MANY {
             return true;
         }
-        let differ = |number: &u64, from: u64, to: u64| {
-            match (self.rows.in_force(*number, from), self.rows.in_force(*number, to)) {
-                (None, None) => false,
-                (Some(from), Some(to)) => !from.allows_the_same(to),
-                (Some(_), None) | (None, Some(_)) => true,
-            }
+        let differ = |number: &u64, from: u64, to: u64| match (
+            self.rows.in_force(*number, from),
+            self.rows.in_force(*number, to),
+        ) {
+            (None, None) => false,
+            (Some(from), Some(to)) => !from.allows_the_same(to),
+            (Some(_), None) | (None, Some(_)) => true,
         };
         pairs.iter().any(|(from, to)| self.whole.iter().any(|number| differ(number, *from, *to)))
     }
@@ -142,7 +146,8 @@ impl Tables {
     fn build(&mut self, bridges: &Bridges, moves: &Moves, ops: &mut Vec<Op>) {
         let mut rows: Vec<(PolicyKey, Row)> = Vec::new();
         let left = moves.left.difference(&moves.joined).map(|number| (*number, true));
-        let kept = self.whole.iter().filter(|number| !moves.left.contains(number)).map(|number| (*number, false));
+        let kept =
+            self.whole.iter().filter(|number| !moves.left.contains(number)).map(|number| (*number, false));
         let mut by_end: [BTreeMap<u64, Vec<u64>>; 2] = Default::default();
         let [by_old, by_new] = &mut by_end;
         for ((from, to), bridge) in bridges {
@@ -160,7 +165,9 @@ impl Tables {
             if held.len() < ends.len() {
                 held.iter().for_each(|(end, row)| copy(*end, row));
             } else {
-                ends.keys().filter_map(|end| Some((*end, held.get(end)?))).for_each(|(end, row)| copy(end, row));
+                ends.keys()
+                    .filter_map(|end| Some((*end, held.get(end)?)))
+                    .for_each(|(end, row)| copy(end, row));
             }
         }
         rows.sort_unstable_by_key(|(key, _)| *key);
@@ -169,7 +176,9 @@ impl Tables {
                 break;
             }
             // The list is there: another row names it.
-            let Some(named) = row.ranges.as_deref().and_then(|ranges| self.lists.acquire(ranges)) else { continue };
+            let Some(named) = row.ranges.as_deref().and_then(|ranges| self.lists.acquire(ranges)) else {
+                continue;
+            };
             row.row.seal = row_seal(&key, &row.row);
             row.ranges = Some(named.ranges);
             self.set_row(key, row, ops);
@@ -177,7 +186,13 @@ impl Tables {
     }
 
     /// Addresses and blocks go onto their bridges.
-    fn enter(&mut self, bridges: &Bridges, blocks: &[BlockChange], identities: &[AddressChange], ops: &mut Vec<Op>) {
+    fn enter(
+        &mut self,
+        bridges: &Bridges,
+        blocks: &[BlockChange],
+        identities: &[AddressChange],
+        ops: &mut Vec<Op>,
+    ) {
         for change in blocks {
             match bridges.get(&(change.from, change.to)) {
                 Some(bridge) => self.set_block(change.block, *bridge, ops),
@@ -185,11 +200,15 @@ impl Tables {
             }
         }
         for change in identities {
-            let Some(bridge) = bridges.get(&(change.from, change.to)) else { continue };
+            let bridge = bridges.get(&(change.from, change.to));
+            // Whether this node's or not is one bit: set early and taken late it says of before or of after, too.
+            let flags = |row: Option<IdentityRow>| row.map_or(0, |row| row.flags);
+            let flags = flags(change.old) | flags(change.new);
+            let row = IdentityRow { identity: *bridge.unwrap_or(&change.from), flags, seal: 0 };
+            let row = sealed(&change.addr, row);
             // One for which there is no room yet has what the block around it has.
-            if change.old.is_some() || self.identities.len() < self.limits.identities as usize {
-                let flags = change.old.map_or(0, |old| old.flags);
-                let row = sealed(&change.addr, IdentityRow { identity: *bridge, flags, seal: 0 });
+            let room = change.old.is_some() || self.identities.len() < self.limits.identities as usize;
+            if room && (bridge.is_some() || change.flags_differ()) && change.old != Some(row) {
                 self.identities.insert(change.addr, row);
                 ops.push(Op::SetIdentity { addr: change.addr, row });
             }

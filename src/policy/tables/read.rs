@@ -81,8 +81,11 @@ impl Tables {
         let mut content = kernel.ranges.clone();
         content.resize(limits.ranges as usize, Range::default());
 
-        let mut sound: Vec<&(PolicyKey, PolicyRow)> =
-            kernel.rows.iter().filter(|(key, row)| *key != UNDER_WAY && row.seal == row_seal(key, row)).collect();
+        let mut sound: Vec<&(PolicyKey, PolicyRow)> = kernel
+            .rows
+            .iter()
+            .filter(|(key, row)| *key != UNDER_WAY && row.seal == row_seal(key, row))
+            .collect();
         sound.sort_unstable_by_key(|(key, row)| (row.ranges, row.count, *key));
         let mut named: BTreeMap<u32, (Arc<[Range]>, u32)> = BTreeMap::new();
         let mut places: HashMap<&[Range], u32> = HashMap::new();

@@ -119,7 +119,13 @@ pub(super) fn sealed(addr: &Addr, mut row: IdentityRow) -> IdentityRow {
 
 impl Tables {
     /// Finds room for the rows of sets; true if some set has got room that had none, or the other way round.
-    pub(super) fn admit_sets(&mut self, desired: &Desired, touched: &Touched, all: bool, next: &mut Next) -> bool {
+    pub(super) fn admit_sets(
+        &mut self,
+        desired: &Desired,
+        touched: &Touched,
+        all: bool,
+        next: &mut Next,
+    ) -> bool {
         let mut some: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
         for key in &touched.rows {
             some.entry(key.set).or_default().push(key.identity);
@@ -134,7 +140,9 @@ impl Tables {
                 known.chain(self.short.keys().copied()).chain(some.keys().copied()).collect();
             known.into_iter().filter(|number| self.users.contains_key(number)).collect()
         };
-        order.sort_unstable_by_key(|number| (!self.whole.contains(number), self.short.contains_key(number), *number));
+        order.sort_unstable_by_key(|number| {
+            (!self.whole.contains(number), self.short.contains_key(number), *number)
+        });
         let before: BTreeSet<u64> = self.short.keys().copied().collect();
         let mut added = 0;
         for number in order {
@@ -164,8 +172,14 @@ impl Tables {
             self.whole.retain(|number| users.contains_key(number));
         } else {
             // What nobody uses any more was a touched pod's.
-            let left = touched.pods.iter().filter_map(|endpoint| self.pods.get(endpoint)).flat_map(|sets| sets.both());
-            for number in left.chain(touched.sets.iter().copied()).filter(|number| !users.contains_key(number)) {
+            let left = touched
+                .pods
+                .iter()
+                .filter_map(|endpoint| self.pods.get(endpoint))
+                .flat_map(|sets| sets.both());
+            for number in
+                left.chain(touched.sets.iter().copied()).filter(|number| !users.contains_key(number))
+            {
                 self.whole.remove(&number);
                 next.unused.insert(number);
             }
@@ -218,9 +232,14 @@ impl Tables {
         let held = self.rows.sets.get(&number);
         match identities {
             Some(some) => next.stale.extend(
-                some.iter().filter(|one| unwanted(one)).map(|one| key(*one)).filter(|key| self.rows.get(key).is_some()),
+                some.iter()
+                    .filter(|one| unwanted(one))
+                    .map(|one| key(*one))
+                    .filter(|key| self.rows.get(key).is_some()),
             ),
-            None => next.stale.extend(held.iter().flat_map(|rows| rows.keys()).filter(|one| unwanted(one)).map(|one| key(*one))),
+            None => next.stale.extend(
+                held.iter().flat_map(|rows| rows.keys()).filter(|one| unwanted(one)).map(|one| key(*one)),
+            ),
         }
         Ok(more)
     }
@@ -248,7 +267,13 @@ impl Tables {
     }
 
     /// The identities that blocks get.
-    pub(super) fn compare_blocks(&mut self, desired: &Desired, touched: &Touched, all: bool, next: &mut Next) {
+    pub(super) fn compare_blocks(
+        &mut self,
+        desired: &Desired,
+        touched: &Touched,
+        all: bool,
+        next: &mut Next,
+    ) {
         let limit = self.limits.blocks as usize;
         let tight = desired.blocks.len() > limit;
         if !all && touched.blocks.is_empty() && !tight && self.blocks_left_out.is_empty() {
@@ -262,18 +287,26 @@ impl Tables {
         } else {
             &desired.blocks
         };
-        self.blocks_left_out = desired.blocks.keys().filter(|block| tight && !wanted.contains_key(block)).copied().collect();
+        self.blocks_left_out =
+            desired.blocks.keys().filter(|block| tight && !wanted.contains_key(block)).copied().collect();
         let may_differ: BTreeSet<Block> = if all || tight {
             wanted.keys().chain(self.blocks.keys()).copied().collect()
         } else {
-            touched.blocks.iter().chain(wanted.keys().filter(|block| !self.blocks.contains_key(block))).copied().collect()
+            touched
+                .blocks
+                .iter()
+                .chain(wanted.keys().filter(|block| !self.blocks.contains_key(block)))
+                .copied()
+                .collect()
         };
         for block in may_differ {
             let (old, new) = (self.blocks.get(&block).copied(), wanted.get(&block).copied());
             if old == new {
                 continue;
             }
-            let outside = |blocks: &BTreeMap<Block, u64>| around(blocks, &block).map_or(identity::WORLD, |(_, one)| *one);
+            let outside = |blocks: &BTreeMap<Block, u64>| {
+                around(blocks, &block).map_or(identity::WORLD, |(_, one)| *one)
+            };
             let from = old.unwrap_or_else(|| outside(&self.blocks));
             let to = new.unwrap_or_else(|| outside(wanted));
             next.blocks.push(BlockChange { block, new, from, to });
@@ -281,7 +314,13 @@ impl Tables {
     }
 
     /// The identities that addresses get. Blocks are compared already.
-    pub(super) fn compare_identities(&mut self, desired: &Desired, touched: &Touched, all: bool, next: &mut Next) {
+    pub(super) fn compare_identities(
+        &mut self,
+        desired: &Desired,
+        touched: &Touched,
+        all: bool,
+        next: &mut Next,
+    ) {
         let touched: HashSet<Addr> = if all {
             desired.identities.keys().chain(self.identities.keys()).copied().collect()
         } else {
@@ -316,7 +355,9 @@ impl Tables {
                 }
                 room -= 1;
             }
-            let of = |blocks: &BTreeMap<Block, u64>| longest(blocks, addr).map_or(identity::WORLD, |(_, one)| *one);
+            let of = |blocks: &BTreeMap<Block, u64>| {
+                longest(blocks, addr).map_or(identity::WORLD, |(_, one)| *one)
+            };
             let from = old.map_or_else(|| of(&self.blocks), |row| row.identity);
             let to = new.map_or_else(|| of(&after), |row| row.identity);
             next.identities.push(AddressChange { addr, old, new, from, to });
@@ -332,7 +373,12 @@ impl Tables {
             refused.push(Refusal::Set {
                 direction: name.direction,
                 policies: name.policies.clone(),
-                endpoints: self.wanted.iter().filter(|(_, sets)| has(sets)).map(|(endpoint, _)| *endpoint).collect(),
+                endpoints: self
+                    .wanted
+                    .iter()
+                    .filter(|(_, sets)| has(sets))
+                    .map(|(endpoint, _)| *endpoint)
+                    .collect(),
                 lack: *lack,
                 limit: match lack.table {
                     Table::Rows => self.limits.rows.saturating_sub(1),

@@ -16,8 +16,12 @@ fn from_app(app: &str, port: u16) -> Value {
 fn shop() -> World {
     let mut world = World::new();
     world.node_addresses.clear();
-    world.namespace("shop", "").local(pod("shop/web", "app=web", &["10.0.0.1"])).remote(pod("shop/db", "app=db", &["10.0.1.2"]));
-    world.policy("shop/p", from_app("db", 80));
+    world.namespace("shop", "").local(pod("shop/web", "app=web", &["10.0.0.1"])).remote(pod(
+        "shop/db",
+        "app=db",
+        &["10.0.1.2"],
+    ));
+    world.policy("shop/p", &from_app("db", 80));
     world
 }
 
@@ -65,7 +69,10 @@ fn kinds(ops: &[Op]) -> String {
         Op::RemoveBlock { .. } => "-block",
         Op::RemoveRow { .. } => "-row",
     };
-    let runs: Vec<String> = ops.chunk_by(|a, b| kind(a) == kind(b)).map(|run| format!("{} {}", run.len(), kind(&run[0]))).collect();
+    let runs: Vec<String> = ops
+        .chunk_by(|a, b| kind(a) == kind(b))
+        .map(|run| format!("{} {}", run.len(), kind(&run[0])))
+        .collect();
     runs.join(", ")
 }
 
@@ -104,7 +111,7 @@ fn a_label_costs_one_row_and_says_so_only_where_it_matters() {
 fn a_policy_that_changes_is_written_beside_and_then_flipped() {
     let mut bench = Bench::new(ROOMY, shop());
     bench.plan();
-    bench.world.policy("shop/p", from_app("db", 81));
+    bench.world.policy("shop/p", &from_app("db", 81));
     assert_eq!(kinds(&bench.plan().ops), "1 begin, 1 ranges, 1 row, 1 pod, 1 epoch, 1 end, 1 -row");
     bench.world.model.policies.remove(&name("shop/p"));
     let touched = kinds(&bench.plan().ops);
@@ -116,9 +123,13 @@ fn pods_and_addresses_that_flip_at_once_meet_on_a_bridge() {
     let mut bench = Bench::new(ROOMY, shop());
     bench.plan();
     // Before, `db` may and the pod is `db`; now `cache` may and it is `cache`. Between: neither `db` nor `cache` twice.
-    bench.world.label("shop/db", "app=cache").policy("shop/p", from_app("cache", 80));
+    bench.world.label("shop/db", "app=cache").policy("shop/p", &from_app("cache", 80));
     let plan = bench.plan();
-    assert_eq!(kinds(&plan.ops), "1 begin, 1 row, 2 row, 1 identity, 1 pod, 1 identity, 1 epoch, 1 end, 3 -row".replace("1 row, 2 row", "3 row"));
+    assert_eq!(
+        kinds(&plan.ops),
+        "1 begin, 1 row, 2 row, 1 identity, 1 pod, 1 identity, 1 epoch, 1 end, 3 -row"
+            .replace("1 row, 2 row", "3 row")
+    );
 }
 
 #[test]
@@ -132,13 +143,16 @@ fn a_pod_that_comes_is_closed_until_its_rows_stand() {
     assert!(rows < Some(last), "{plan:?}");
     bench.world.locals.remove(&2);
     bench.world.model.pods.remove(&name("shop/web2"));
-    assert!(matches!(bench.plan().ops[..], [.., Op::RemovePod { endpoint: 2 }, Op::RemoveIdentity { .. }] | [Op::RemovePod { endpoint: 2 }, ..]));
+    assert!(matches!(
+        bench.plan().ops[..],
+        [.., Op::RemovePod { endpoint: 2 }, Op::RemoveIdentity { .. }] | [Op::RemovePod { endpoint: 2 }, ..]
+    ));
 }
 
 #[test]
 fn a_set_that_does_not_fit_closes_its_pods_until_there_is_room() {
     let mut world = shop();
-    world.policy("shop/q", json!({ "podSelector": { "matchLabels": { "app": "db" } }, "ingress": [{ "ports": [{ "port": 1 }] }] }));
+    world.policy("shop/q", &json!({ "podSelector": { "matchLabels": { "app": "db" } }, "ingress": [{ "ports": [{ "port": 1 }] }] }));
     world.local(pod("shop/db", "app=db", &["10.0.0.2"]));
     let mut bench = Bench::new(Limits { rows: 2, ..ROOMY }, world);
     let plan = bench.plan();
@@ -147,7 +161,8 @@ fn a_set_that_does_not_fit_closes_its_pods_until_there_is_room() {
     let text = texts(&plan).join("\n");
     assert!(text.starts_with("1 pods are closed for ingress: NetworkPolicy shop/"), "{text}");
     assert!(text.ends_with("takes 1 more policy rows, there are 1 in all"), "{text}");
-    let closed: Vec<u32> = [1, 2].into_iter().filter(|one| bench.tables.pod(*one).unwrap().ingress == set::CLOSED).collect();
+    let closed: Vec<u32> =
+        [1, 2].into_iter().filter(|one| bench.tables.pod(*one).unwrap().ingress == set::CLOSED).collect();
     assert_eq!(closed.len(), 1);
     let open = 3 - closed[0];
     let policy = if open == 1 { "shop/p" } else { "shop/q" };
@@ -163,9 +178,14 @@ fn a_set_that_does_not_fit_closes_its_pods_until_there_is_room() {
 fn ranges_come_back_after_their_quarantine() {
     let mut bench = Bench::new(Limits { ranges: 1, ..ROOMY }, shop());
     bench.plan();
-    bench.world.policy("shop/p", from_app("db", 81));
+    bench.world.policy("shop/p", &from_app("db", 81));
     let plan = bench.plan();
-    assert_eq!(texts(&plan), ["1 pods are closed for ingress: NetworkPolicy shop/p takes 1 policy ranges in one piece, there are 1 in all"]);
+    assert_eq!(
+        texts(&plan),
+        [
+            "1 pods are closed for ingress: NetworkPolicy shop/p takes 1 policy ranges in one piece, there are 1 in all"
+        ]
+    );
     assert!(plan.again, "a row went");
     assert!(!bench.again().again, "and the list is in quarantine");
     bench.now += QUARANTINE;
@@ -176,10 +196,17 @@ fn ranges_come_back_after_their_quarantine() {
 #[test]
 fn an_exception_that_does_not_fit_takes_its_block_with_it() {
     let mut world = shop();
-    world.policy("shop/p", json!({ "ingress": [{ "from": [{ "ipBlock": { "cidr": "10.1.0.0/16", "except": ["10.1.1.0/24", "10.1.2.0/24"] } }] }] }));
+    world.policy("shop/p", &json!({ "ingress": [{ "from": [{ "ipBlock": { "cidr": "10.1.0.0/16", "except": ["10.1.1.0/24", "10.1.2.0/24"] } }] }] }));
     let mut bench = Bench::new(Limits { blocks: 2, ..ROOMY }, world);
     let plan = bench.plan();
-    let kept: Vec<u32> = plan.ops.iter().filter_map(|op| match op { Op::SetBlock { block, .. } => Some(block.prefix), _ => None }).collect();
+    let kept: Vec<u32> = plan
+        .ops
+        .iter()
+        .filter_map(|op| match op {
+            Op::SetBlock { block, .. } => Some(block.prefix),
+            _ => None,
+        })
+        .collect();
     assert_eq!(kept, [120, 120], "not the block around them");
     assert_eq!(texts(&plan), ["policies do not allow 1 of their CIDR blocks: 2 are possible"]);
 }
@@ -189,7 +216,10 @@ fn addresses_that_do_not_fit_are_named_and_this_node_comes_first() {
     let mut world = shop();
     world.node_addresses.push(ip("192.168.0.1"));
     let mut bench = Bench::new(Limits { identities: 2, ..ROOMY }, world);
-    assert_eq!(texts(&bench.plan()), ["policies do not know 1 pod addresses, 10.0.1.2 the first: 2 are possible"]);
+    assert_eq!(
+        texts(&bench.plan()),
+        ["policies do not know 1 pod addresses, 10.0.1.2 the first: 2 are possible"]
+    );
     bench.world.locals.clear();
     assert!(bench.plan().refused.is_empty(), "room is taken in the plan that makes it");
 }
@@ -201,7 +231,9 @@ fn a_damaged_kernel_is_told_and_repaired() {
     let mut kernel = Kernel { ranges: vec![Default::default(); 64], ..Kernel::default() };
     for op in &first.ops {
         match op {
-            Op::SetRanges { base, ranges } => kernel.ranges[*base as usize..][..ranges.len()].copy_from_slice(ranges),
+            Op::SetRanges { base, ranges } => {
+                kernel.ranges[*base as usize..][..ranges.len()].copy_from_slice(ranges);
+            }
             Op::SetRow { key, row } if *key != UNDER_WAY => kernel.rows.push((*key, *row)),
             Op::SetIdentity { addr, row } => kernel.identities.push((*addr, *row)),
             Op::SetPod { endpoint, sets } => drop(kernel.pods.insert(*endpoint, *sets)),
@@ -223,8 +255,16 @@ fn a_damaged_kernel_is_told_and_repaired() {
 
     let mut tables = Tables::read(ROOMY, QUARANTINE, &kernel, bench.now);
     let plan = tables.plan(bench.planner.desired(), &Touched::all(), bench.now);
-    assert_eq!(kinds(&plan.ops), "1 begin, 1 ranges, 1 row, 1 -pod, 1 identity, 1 pod, 1 -row, 1 epoch, 1 end");
-    assert!(Tables::read(ROOMY, QUARANTINE, &sound, bench.now).plan(bench.planner.desired(), &Touched::all(), bench.now).ops.is_empty());
+    assert_eq!(
+        kinds(&plan.ops),
+        "1 begin, 1 ranges, 1 row, 1 -pod, 1 identity, 1 pod, 1 -row, 1 epoch, 1 end"
+    );
+    assert!(
+        Tables::read(ROOMY, QUARANTINE, &sound, bench.now)
+            .plan(bench.planner.desired(), &Touched::all(), bench.now)
+            .ops
+            .is_empty()
+    );
 }
 
 #[test]

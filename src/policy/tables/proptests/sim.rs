@@ -34,8 +34,19 @@ pub(super) struct Sim {
 
 /// Addresses on both sides of the edges of what the histories name.
 const SAMPLE: [&str; 13] = [
-    "10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.130", "10.0.0.131", "10.0.1.1", "11.0.0.1", "192.168.0.1", "fd00::1",
-    "fd00::2", "fd01::1", "fd00::9", "2001:db8::1",
+    "10.0.0.1",
+    "10.0.0.2",
+    "10.0.0.3",
+    "10.0.0.130",
+    "10.0.0.131",
+    "10.0.1.1",
+    "11.0.0.1",
+    "192.168.0.1",
+    "fd00::1",
+    "fd00::2",
+    "fd01::1",
+    "fd00::9",
+    "2001:db8::1",
 ];
 
 impl Sim {
@@ -82,7 +93,9 @@ impl Sim {
     /// Writes without looking.
     pub(super) fn put(&mut self, op: &Op) {
         match op {
-            Op::SetRanges { base, ranges } => self.ranges[*base as usize..][..ranges.len()].copy_from_slice(ranges),
+            Op::SetRanges { base, ranges } => {
+                self.ranges[*base as usize..][..ranges.len()].copy_from_slice(ranges);
+            }
             Op::SetRow { key, row } => drop(self.rows.insert(*key, *row)),
             Op::SetBlock { block, identity } => drop(self.blocks.insert(*block, *identity)),
             Op::SetIdentity { addr, row } => drop(self.identities.insert(*addr, *row)),
@@ -158,8 +171,11 @@ impl Sim {
         if set == set::CLOSED {
             return false;
         }
-        let bits = |addr: &Addr| addr.0.iter().fold(0, |bits, word| bits << 32 | u128::from(u32::from_be(*word)));
-        let has = |block: &&Block| block.prefix == 0 || (bits(&block.addr) ^ bits(&other)) >> (128 - block.prefix) == 0;
+        let bits =
+            |addr: &Addr| addr.0.iter().fold(0, |bits, word| bits << 32 | u128::from(u32::from_be(*word)));
+        let has = |block: &&Block| {
+            block.prefix == 0 || (bits(&block.addr) ^ bits(&other)) >> (128 - block.prefix) == 0
+        };
         let block = || self.blocks.keys().filter(has).max_by_key(|block| block.prefix);
         let identity = row.map(|row| row.identity).or_else(|| block().map(|block| self.blocks[block]));
         let identity = identity.unwrap_or(identity::WORLD);
