@@ -63,7 +63,7 @@ use ready::Readiness;
 use requests::Requests;
 use seams::{Maps, OnNode, PolicyTables};
 use state::State;
-use std::net::{IpAddr, TcpListener};
+use std::net::TcpListener;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -271,6 +271,7 @@ async fn start(config: Config, started: Instant) -> Result<Agent, Error> {
         services: ArcSwapOption::empty(),
         policy,
         node_status: watch::Sender::default(),
+        addresses,
         tasks: tasks.clone(),
         readiness: readiness.clone(),
         drops: drops::Drops::default(),
@@ -300,8 +301,8 @@ async fn start(config: Config, started: Instant) -> Result<Agent, Error> {
     let agent = Agent { config, settings, tasks, readiness, state, audit: Arc::default() };
     agent.spawn_source();
     agent.spawn_services(service_metrics);
-    agent.spawn_policies(office, addresses.subscribe(), policy_metrics);
-    agent.spawn_node(netlink, addresses);
+    agent.spawn_policies(office, policy_metrics);
+    agent.spawn_node(netlink);
     agent.spawn_addresses();
     agent.spawn_audit();
     agent.spawn_drops();
@@ -381,19 +382,14 @@ impl Agent {
         });
     }
 
-    fn spawn_policies(
-        &self,
-        office: Arc<policy::Office>,
-        addresses: watch::Receiver<Arc<Vec<IpAddr>>>,
-        metrics: PolicyMetrics,
-    ) {
+    fn spawn_policies(&self, office: Arc<policy::Office>, metrics: PolicyMetrics) {
         let state = Arc::clone(&self.state);
         self.tasks.spawn("policies", move |cancel| {
             let tables = PolicyTables(Arc::clone(&state.datapath));
             let inputs = policy::Inputs {
                 snapshots: state.store.subscribe(),
                 pods: state.cni.subscribe(),
-                addresses: addresses.clone(),
+                addresses: state.addresses.subscribe(),
             };
             let config = policy::Config::new(tables.limits());
             let all = (tables, metrics.clone());
@@ -414,7 +410,7 @@ impl Agent {
         });
     }
 
-    fn spawn_node(&self, netlink: Netlink, addresses: watch::Sender<Arc<Vec<IpAddr>>>) {
+    fn spawn_node(&self, netlink: Netlink) {
         let (state, settings) = (Arc::clone(&self.state), self.settings.subscribe());
         self.tasks.spawn("node", move |cancel| {
             let reconciler = node::Reconciler::new(
@@ -422,7 +418,7 @@ impl Agent {
                 netlink.clone(),
                 Arc::clone(&state.datapath),
                 Arc::clone(&state.mtu),
-                addresses.clone(),
+                state.addresses.clone(),
                 state.node_status.clone(),
             );
             let (snapshots, settings) = (state.store.subscribe(), settings.clone());

@@ -10,13 +10,16 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 /// The policies that a set stands for or has stood for; nothing: nobody remembers.
-pub(super) const fn of_set(_: &State, _: u64) -> Vec<String> {
-    Vec::new()
+pub(super) fn of_set(state: &State, number: u64) -> Vec<String> {
+    let name = state.policy.names.set(number);
+    name.map(|name| name.policies.iter().map(ToString::to_string).collect()).unwrap_or_default()
 }
 
 /// The rule that a number stands for or has stood for; none for 0.
-pub(super) fn rule(_: &State, number: u32) -> Option<RuleName> {
-    (number != 0).then_some(RuleName { policy: None, index: None, number })
+pub(super) fn rule(state: &State, number: u32) -> Option<RuleName> {
+    let name = state.policy.names.rule(number);
+    let (policy, index) = name.map(|name| (name.policy.to_string(), name.index + 1)).unzip();
+    (number != 0).then_some(RuleName { policy, index, number })
 }
 
 /// The sets that the kernel has for this node's pods, by endpoint.
@@ -31,12 +34,19 @@ pub(super) fn held(state: &State) -> Result<BTreeMap<u32, Sets>, Error> {
 
 /// Pods of this node that are closed, by endpoint; none where the kernel cannot be read.
 pub(super) fn closed(state: &State) -> BTreeMap<u32, Closed> {
-    closed_pods(&held(state).unwrap_or_default(), |endpoint| state.pod(endpoint), |_| None)
+    let status = state.policy.status.borrow().clone();
+    let reason = |endpoint| {
+        let closed = status.closed.iter().find(|closed| closed.endpoint == endpoint);
+        let failed =
+            || status.error.as_ref().map(|error| format!("the policy tables cannot be written: {error}"));
+        closed.map(|closed| closed.why.clone()).or_else(failed)
+    };
+    closed_pods(&held(state).unwrap_or_default(), |endpoint| state.pod(endpoint), reason)
 }
 
 /// This node's own addresses, beside those that its Node object has.
-pub(super) fn node_addresses(_: &State) -> Vec<IpAddr> {
-    Vec::new()
+pub(super) fn node_addresses(state: &State) -> Vec<IpAddr> {
+    state.addresses.borrow().to_vec()
 }
 
 /// Pods that are closed, out of what the kernel's rows say and the reasons that are known.

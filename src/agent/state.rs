@@ -42,6 +42,8 @@ pub(super) struct State {
     pub(super) services: ArcSwapOption<Handle>,
     pub(super) policy: policy::Handle,
     pub(super) node_status: watch::Sender<Arc<NodeStatus>>,
+    /// The node's own.
+    pub(super) addresses: watch::Sender<Arc<Vec<IpAddr>>>,
     pub(super) tasks: Tasks,
     pub(super) readiness: Readiness,
     pub(super) drops: Drops,

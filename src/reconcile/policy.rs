@@ -21,6 +21,7 @@ mod status;
 mod worker;
 
 use crate::ipam::ledger;
+use crate::model::{Model, ObjectName};
 use crate::policy::tables::Limits;
 use crate::policy::{LocalPod, Planner, Sets};
 use crate::store::Snapshot;
@@ -197,6 +198,9 @@ pub enum Unprepared {
     /// The source has not spoken.
     #[error("the source of state is not synced after {0:?}")]
     Unsynced(Duration),
+    /// The source keeps pods, but not this one (yet): its labels tell which of its namespace's policies are about it.
+    #[error("the source does not know pod {0} after {1:?}, and policies of its namespace ask for labels")]
+    Unknown(ObjectName, Duration),
     /// The kernel refuses.
     #[error("the policy tables cannot be written: {0}")]
     Failed(String),
@@ -210,17 +214,13 @@ pub enum Unprepared {
 
 impl Handle {
     /// Returns when all that the pod's policies say stands in the kernel and its sets are said, so that rows which
-    /// are written for it afterwards have them. Waits up to `wait` for the source to be synced.
+    /// are written for it afterwards have them. Waits up to `wait` for the source to be synced and, where that matters,
+    /// to know the pod.
     ///
     /// # Errors
     /// They are not, and the pod must not be let in.
     pub async fn prepare(&self, pod: LocalPod, wait: Duration) -> Result<(), Unprepared> {
-        let mut snapshots = self.snapshots.clone();
-        let synced = tokio::time::timeout(wait, snapshots.wait_for(|snapshot| snapshot.synced)).await;
-        if !matches!(synced, Ok(Ok(_))) {
-            return Err(Unprepared::Unsynced(wait));
-        }
-        drop(synced);
+        self.told_of(&pod, wait).await?;
         let bound = wait.max(PATIENCE);
         match tokio::time::timeout(bound, self.desk.ask(pod)).await {
             Ok(Ok(())) => Ok(()),
@@ -230,6 +230,20 @@ impl Handle {
                 None => Unprepared::Late(bound),
             }),
         }
+    }
+
+    /// Waits until a snapshot says what planning needs to know of the pod.
+    async fn told_of(&self, pod: &LocalPod, wait: Duration) -> Result<(), Unprepared> {
+        let mut snapshots = self.snapshots.clone();
+        let tells = |snapshot: &Arc<Snapshot>| snapshot.synced && tells(&snapshot.model, pod);
+        if let Ok(Ok(_)) = tokio::time::timeout(wait, snapshots.wait_for(tells)).await {
+            return Ok(());
+        }
+        let synced = self.snapshots.borrow().synced;
+        Err(match &pod.pod {
+            Some(name) if synced => Unprepared::Unknown(name.clone(), wait),
+            _ => Unprepared::Unsynced(wait),
+        })
     }
 
     /// Shows the newest plan. Blocks while one is made.
@@ -356,6 +370,23 @@ impl<M: PolicyMaps> Reconciler<M> {
         let addresses = Arc::clone(&self.inputs.addresses.borrow_and_update());
         snapshot.synced.then(|| Work::Goal(Goal { snapshot, pods, addresses }, self.office.desk.take()))
     }
+}
+
+/// False where policies of the pod's namespace select by labels, and the source has others but not this pod's. A source
+/// that keeps no pods, as on a bare machine, will not bring this one: it has no labels.
+fn tells(model: &Model, pod: &LocalPod) -> bool {
+    let Some(name) = &pod.pod else { return true };
+    if model.pods.is_empty() || model.pods.contains_key(name) {
+        return true;
+    }
+    let first = ObjectName { namespace: Arc::clone(&name.namespace), name: "".into() };
+    let own = model.policies.range(first..).take_while(|(other, _)| other.namespace == name.namespace);
+    own.map(|(_, policy)| policy).all(|policy| {
+        policy.spec.pod_selector.as_ref().is_none_or(|selector| {
+            let (labels, expressions) = (&selector.match_labels, &selector.match_expressions);
+            labels.as_ref().is_none_or(BTreeMap::is_empty) && expressions.as_ref().is_none_or(Vec::is_empty)
+        })
+    })
 }
 
 /// Until `wake`; for ever without one.

@@ -1,7 +1,7 @@
 use super::*;
 use crate::cni::types::Attachment;
 use crate::ipam::ledger::{Ledger, Recovered, Writer};
-use crate::model::{Model, Namespace, ObjectName, Pod, convert};
+use crate::model::{Namespace, Pod, convert};
 use crate::store::Store;
 use netd_bpf::policy::set;
 use serde_json::{Value, json};
@@ -339,6 +339,48 @@ async fn what_the_kernel_refuses_lets_no_pod_in_and_heals_by_itself() {
     let status = running.until(|status| status.is_well()).await;
     assert_eq!((status.failures, status.isolated, status.sets), (0, 1, 1));
     assert!(maps.has_rows(maps.sets(7).unwrap().ingress));
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_policies_ask_for_labels_a_pod_waits_for_its_own() {
+    let maps = Memory::default();
+    let running = Running::start(&maps, NEVER);
+    let late = local(7, "late", "10.0.0.1");
+    running.attach(&late).await;
+    // Nobody asks for a label.
+    running.publish(&[("all", json!({"podSelector": {}}))]);
+    running.handle.prepare(late.clone(), Duration::ZERO).await.unwrap();
+    assert_eq!(maps.sets(7).unwrap().egress, set::OPEN);
+    running.publish(&[from_clients()]);
+    let error = running.handle.prepare(late.clone(), Duration::from_millis(20)).await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the source does not know pod shop/late after 20ms, and policies of its namespace ask for labels"
+    );
+    let waiting = tokio::spawn({
+        let (handle, late) = (running.handle.clone(), late.clone());
+        async move { handle.prepare(late, Duration::from_secs(20)).await }
+    });
+    let mut model = cluster(&[from_clients()]);
+    let web = &model.pods[&ObjectName::new("shop", "web")];
+    let pod = Pod { name: late.pod.clone().unwrap(), ..Pod::clone(web) };
+    model.pods.insert(pod.name.clone(), Arc::new(pod));
+    running.store.publish(Arc::new(model));
+    waiting.await.unwrap().unwrap();
+    assert!(maps.has_rows(maps.sets(7).unwrap().ingress));
+    // Another namespace, no pod, and a source without any.
+    let elsewhere = LocalPod { pod: Some(ObjectName::new("other", "pod")), ..local(8, "", "10.0.0.2") };
+    let nobody = LocalPod { pod: None, ..local(9, "", "10.0.0.3") };
+    for pod in [elsewhere, nobody] {
+        running.attach(&pod).await;
+        running.handle.prepare(pod.clone(), Duration::ZERO).await.unwrap();
+        assert_eq!(maps.sets(pod.endpoint), Some(Sets::OPEN));
+    }
+    let mut bare = cluster(&[from_clients()]);
+    bare.pods = crate::model::Objects::default();
+    running.store.publish(Arc::new(bare));
+    running.handle.prepare(late, Duration::ZERO).await.unwrap();
     running.stop().await;
 }
 
