@@ -71,6 +71,7 @@ impl<'lab> Node<'lab> {
             cool_down: "1s".into(),
             uplinks: vec!["eth0".into()],
             tables: Tables::SMALL,
+            audit: None,
             log: "info,netd=debug".into(),
         };
         let runtime = Runtime {

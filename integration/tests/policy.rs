@@ -11,5 +11,6 @@ mod policy {
     mod scene;
     mod service;
     mod stream;
+    mod told;
     mod unsynced;
 }

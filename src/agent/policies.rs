@@ -4,7 +4,9 @@ use super::drops::Names as _;
 use super::state::State;
 use crate::answer::policy::{Closed, RuleName};
 use crate::datapath::Error;
-use crate::policy::Sets;
+use crate::model::ObjectName;
+use crate::policy::{Problem, Sets};
+use crate::reconcile::policy::PolicyStatus;
 use netd_bpf::policy::set;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -12,14 +14,16 @@ use std::net::IpAddr;
 /// The policies that a set stands for or has stood for; nothing: nobody remembers.
 pub(super) fn of_set(state: &State, number: u64) -> Vec<String> {
     let name = state.policy.names.set(number);
-    name.map(|name| name.policies.iter().map(ToString::to_string).collect()).unwrap_or_default()
+    name.iter().flat_map(|name| &name.policies).map(ToString::to_string).collect()
 }
 
 /// The rule that a number stands for or has stood for; none for 0.
 pub(super) fn rule(state: &State, number: u32) -> Option<RuleName> {
+    if number == 0 {
+        return None;
+    }
     let name = state.policy.names.rule(number);
-    let (policy, index) = name.map(|name| (name.policy.to_string(), name.index + 1)).unzip();
-    (number != 0).then_some(RuleName { policy, index, number })
+    Some(name.map_or(RuleName { policy: None, index: None, number }, |name| name.told(number)))
 }
 
 /// The sets that the kernel has for this node's pods, by endpoint.
@@ -35,18 +39,34 @@ pub(super) fn held(state: &State) -> Result<BTreeMap<u32, Sets>, Error> {
 /// Pods of this node that are closed, by endpoint; none where the kernel cannot be read.
 pub(super) fn closed(state: &State) -> BTreeMap<u32, Closed> {
     let status = state.policy.status.borrow().clone();
-    let reason = |endpoint| {
-        let closed = status.closed.iter().find(|closed| closed.endpoint == endpoint);
-        let failed =
-            || status.error.as_ref().map(|error| format!("the policy tables cannot be written: {error}"));
-        closed.map(|closed| closed.why.clone()).or_else(failed)
+    let called = |endpoint| state.pod(endpoint);
+    closed_pods(&held(state).unwrap_or_default(), called, |endpoint| no_room(&status, endpoint))
+}
+
+/// What rows the policies of a pod lack, if they lack some.
+fn no_room(status: &PolicyStatus, endpoint: u32) -> Option<String> {
+    let of_this = status.closed.iter().filter(|closed| closed.endpoint == endpoint);
+    let all: Vec<String> = of_this.map(|closed| format!("{}: {}", closed.direction, closed.why)).collect();
+    (!all.is_empty()).then(|| all.join("; "))
+}
+
+/// Why one of these policies cannot be put into effect as it is, if one cannot.
+pub(super) fn unusable(state: &State, policies: &[String]) -> Option<String> {
+    unusable_of(&state.policy.status.borrow().problems, policies)
+}
+
+fn unusable_of(problems: &[Problem], policies: &[String]) -> Option<String> {
+    let is = |name: &ObjectName| policies.contains(&name.to_string());
+    let about = |problem: &&Problem| match problem {
+        Problem::Broken { policy, .. } => is(policy),
+        Problem::TooLong { policies, .. } => policies.iter().all(is),
     };
-    closed_pods(&held(state).unwrap_or_default(), |endpoint| state.pod(endpoint), reason)
+    problems.iter().find(about).map(ToString::to_string)
 }
 
 /// This node's own addresses, beside those that its Node object has.
 pub(super) fn node_addresses(state: &State) -> Vec<IpAddr> {
-    state.addresses.borrow().to_vec()
+    state.node_addresses.borrow().to_vec()
 }
 
 /// Pods that are closed, out of what the kernel's rows say and the reasons that are known.
@@ -67,6 +87,41 @@ fn closed_pods(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::Direction;
+    use crate::reconcile::policy::Closed as Lacking;
+
+    #[test]
+    fn what_a_pods_policies_lack_is_told_by_direction() {
+        let lacking = |endpoint, direction| Lacking {
+            pod: None,
+            endpoint,
+            direction,
+            why: "NetworkPolicy shop/db takes 4 more rows of 64 (datapath.policy_rows)".to_owned(),
+        };
+        let closed = vec![
+            lacking(1, Direction::Ingress),
+            lacking(2, Direction::Ingress),
+            lacking(2, Direction::Egress),
+        ];
+        let status = PolicyStatus { closed, ..PolicyStatus::default() };
+        let why = "NetworkPolicy shop/db takes 4 more rows of 64 (datapath.policy_rows)";
+        assert_eq!(no_room(&status, 1), Some(format!("ingress: {why}")));
+        assert_eq!(no_room(&status, 2), Some(format!("ingress: {why}; egress: {why}")));
+        assert_eq!(no_room(&status, 3), None);
+    }
+
+    #[test]
+    fn a_policy_that_cannot_be_used_is_told_to_those_whom_it_isolates() {
+        let broken = Problem::Broken {
+            policy: ObjectName::new("shop", "db"),
+            direction: Direction::Ingress,
+            why: "it names nobody".to_owned(),
+        };
+        let names = |all: &[&str]| all.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let told = unusable_of(std::slice::from_ref(&broken), &names(&["shop/all", "shop/db"]));
+        assert_eq!(told, Some(broken.to_string()));
+        assert_eq!(unusable_of(&[broken], &names(&["shop/all"])), None);
+    }
 
     #[test]
     fn closed_pods_are_told_by_name_and_reason() {

@@ -426,7 +426,7 @@ pub(crate) fn flows() -> Vec<Flow> {
         refused: true,
         egress_rule: None,
         ingress_rule: None,
-        ..through.clone()
+        ..through
     };
     let closing = Flow {
         state: FlowState::HalfClosed,

@@ -104,7 +104,7 @@ fn keys_and_states_are_one_word_and_services_have_one_form() {
         match key.as_str() {
             "key" => assert!(!text.contains(' '), "{text:?}"),
             "state" | "table" | "kind" | "part" | "level" | "lacks" | "direction" | "isolates" => {
-                assert!(snake(text), "{key}: {text}")
+                assert!(snake(text), "{key}: {text}");
             }
             "service" => assert!(text.starts_with("shop/") && !text.contains(':'), "{text}"),
             "protocol" => assert!(snake(text), "{text}"),

@@ -38,7 +38,7 @@ use worker::{Goal, Work, Worker};
 
 pub use metrics::PolicyMetrics;
 pub use names::Names;
-pub use status::PolicyStatus;
+pub use status::{Closed, PolicyStatus};
 
 /// How long a pod that is being added waits for its rows once the source is synced, at least.
 const PATIENCE: Duration = Duration::from_secs(5);

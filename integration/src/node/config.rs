@@ -46,6 +46,8 @@ pub struct Config {
     pub uplinks: Vec<String>,
     /// Sizes below `datapath`.
     pub tables: Tables,
+    /// `datapath.audit.rate`; none: new flows are not told.
+    pub audit: Option<u32>,
     /// `log.filter`.
     pub log: String,
 }
@@ -56,6 +58,7 @@ impl Config {
     pub fn render(&self) -> String {
         let dir = self.dir.display();
         let Tables { flows, frontends, backends, slots, pods } = self.tables;
+        let audit = self.audit.map(|rate| format!("  audit: {{flows: on, rate: {rate}}}\n"));
         format!(
             r"node:
   name: {node}
@@ -80,7 +83,7 @@ datapath:
   backends: {backends}
   slots: {slots}
   pods: {pods}
-log:
+{audit}log:
   filter: {log}
 ",
             node = self.node,
@@ -90,6 +93,7 @@ log:
             draining = flow_list(&self.draining),
             cool_down = self.cool_down,
             uplinks = flow_list(&self.uplinks),
+            audit = audit.unwrap_or_default(),
             log = self.log,
         )
     }

@@ -83,6 +83,8 @@ pub(in crate::agent) fn explain(state: &State, pod: &str) -> Result<Explained, R
     if [told.ingress.state, told.egress.state].contains(&Some(Effect::Closed)) {
         let closed = policies::closed(state);
         let reason = wanted.iter().find_map(|(endpoint, _)| closed.get(endpoint)?.reason.clone());
+        let isolating = [told.ingress.policies.clone(), told.egress.policies.clone()].concat();
+        let reason = reason.or_else(|| policies::unusable(state, &isolating));
         let reason = reason.unwrap_or_else(|| "its policies could not be put into effect".to_owned());
         told.problem = Some(format!("nothing is allowed: {reason}"));
     }

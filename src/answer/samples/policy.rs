@@ -174,7 +174,7 @@ pub(crate) fn closed_pod() -> Explained {
         rules: Vec::new(),
         policies: all(&["shop/default-deny"]),
         state: Some(Effect::Closed),
-        ..explained.ingress.clone()
+        ..explained.ingress
     };
     Explained {
         problem: text(
@@ -217,7 +217,7 @@ pub(crate) fn evaluated() -> Evaluated {
         allowed: false,
         policies: all(&["shop/db-allow", "shop/default-deny"]),
         rule: None,
-        ..egress.clone()
+        ..egress
     };
     let case = Case {
         from: Some(ip("10.42.3.5")),
