@@ -270,7 +270,6 @@ async fn start(config: Config, started: Instant) -> Result<Agent, Error> {
         cni,
         services: ArcSwapOption::empty(),
         policy,
-        node_addresses: addresses.subscribe(),
         node_status: watch::Sender::default(),
         addresses,
         tasks: tasks.clone(),

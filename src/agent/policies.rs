@@ -66,7 +66,7 @@ fn unusable_of(problems: &[Problem], policies: &[String]) -> Option<String> {
 
 /// This node's own addresses, beside those that its Node object has.
 pub(super) fn node_addresses(state: &State) -> Vec<IpAddr> {
-    state.node_addresses.borrow().to_vec()
+    state.addresses.borrow().to_vec()
 }
 
 /// Pods that are closed, out of what the kernel's rows say and the reasons that are known.

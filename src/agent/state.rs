@@ -41,8 +41,6 @@ pub(super) struct State {
     pub(super) cni: Arc<Server<Kernel>>,
     pub(super) services: ArcSwapOption<Handle>,
     pub(super) policy: policy::Handle,
-    /// The node's own.
-    pub(super) node_addresses: watch::Receiver<Arc<Vec<IpAddr>>>,
     pub(super) node_status: watch::Sender<Arc<NodeStatus>>,
     /// The node's own.
     pub(super) addresses: watch::Sender<Arc<Vec<IpAddr>>>,
