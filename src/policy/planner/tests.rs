@@ -304,3 +304,18 @@ fn another_node_starts_anew() {
     assert!(!planner.update(world.input()).all);
     assert!(planner.update(Input { node: "elsewhere", ..world.input() }).all);
 }
+
+/// What is asked of a namespace, and what it says, may change at once.
+#[test]
+fn a_label_that_goes_with_the_last_policy_that_asks_for_it_leaves_the_identity() {
+    let mut world = shop();
+    world.namespace("shop", "env=prod");
+    let spec =
+        json!({ "ingress": [{ "from": [{ "namespaceSelector": { "matchLabels": { "env": "prod" } } }] }] });
+    world.policy("shop/q", &spec);
+    let mut planner = world.planned();
+    world.namespace("shop", "");
+    world.model.policies.remove(&name("shop/q"));
+    planner.update(world.input());
+    assert_eq!(planner.desired(), &world.desired());
+}

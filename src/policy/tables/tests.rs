@@ -277,3 +277,20 @@ fn an_epoch_that_a_dead_agent_owed_is_made_up_for() {
     let plan = tables.plan(&Desired::default(), &Touched::all(), bench.now);
     assert_eq!(kinds(&plan.ops), "1 epoch, 1 end");
 }
+
+/// A pod that gets other policies while one of its peers becomes this node is never denied what both states allow.
+#[test]
+fn an_address_that_becomes_this_nodes_does_so_before_pods_move() {
+    let egress =
+        |port: u16| json!({ "policyTypes": ["Egress"], "egress": [{ "ports": [{ "port": port }] }] });
+    let mut world = shop();
+    world.policy("shop/q", &egress(80));
+    let mut bench = Bench::new(ROOMY, world);
+    bench.plan();
+    bench.world.policy("shop/q", &egress(81)).node_addresses.push(ip("10.0.1.2"));
+    let plan = bench.plan();
+    let at = |found: &dyn Fn(&Op) -> bool| plan.ops.iter().position(found).unwrap();
+    let pod = at(&|op| matches!(op, Op::SetPod { .. }));
+    let node = at(&|op| matches!(op, Op::SetIdentity { row, .. } if row.flags != 0));
+    assert!(node < pod, "{plan:#?}");
+}
