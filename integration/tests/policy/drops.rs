@@ -26,8 +26,9 @@ impl Case<'_> {
                 let target = self.server.at(v6)?;
                 let proto_word = proto.to_string().to_lowercase();
                 let port = format!(":{PORT}");
+                let address = client.address(v6)?.to_string();
                 let (from, to) = (format!("x/{}", client.name), format!("y/{}", self.server.pod.name));
-                let mut words = vec![from.as_str(), &to, &port, &proto_word, self.direction];
+                let mut words = vec![from.as_str(), &to, &port, &proto_word, self.direction, &address];
                 words.extend(self.policies);
                 let all = |said: &str| words.iter().all(|word| said.contains(word));
                 // Pods go by their names in what people read.
