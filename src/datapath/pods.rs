@@ -19,7 +19,11 @@ impl Datapath {
         let mut registry = locked(&self.registry);
         let pod = registry.sets(pod.endpoint).on(pod);
         let mut undo = Undo::default();
-        let written = self.write_pod(&pod, &mut undo).and_then(|()| self.pods_changed());
+        let written = self
+            .write_pod(&pod, &mut undo)
+            .and_then(|()| self.pods_changed())
+            // What was sent to its addresses before it came was judged as nobody's.
+            .and_then(|()| self.bump_policy_epoch());
         match &written {
             Ok(()) => registry.stands(&pod),
             // The first error is the one to tell.

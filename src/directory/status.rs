@@ -150,7 +150,11 @@ fn file_name(pod: &ObjectName) -> String {
 pub fn write(source: &Path, status: &PodStatus) -> Result<(), Error> {
     let target = path(source, &status.pod())?;
     let folder = source.join(FOLDER);
-    fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
+    // Never the source itself: one that is not there (not mounted, say) must not become one that is empty.
+    match fs::create_dir(&folder) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        made => made.map_err(io_error("create", &folder))?,
+    }
     let _lock = lock(&folder)?;
     // Under the lock nobody else has this name; what a crash left of it is overwritten.
     let aside = folder.join(".writing");
@@ -327,6 +331,14 @@ mod tests {
         );
         // A broken report goes with its pod.
         assert!(remove(source.path(), &ObjectName::new("shop", "cut"), "any").unwrap());
+    }
+
+    #[test]
+    fn a_source_that_is_not_there_is_not_made() {
+        let source = tempfile::tempdir().unwrap();
+        let gone = source.path().join("gone");
+        assert!(matches!(write(&gone, &report("c1")), Err(Error::Io { action: "create", .. })));
+        assert!(!gone.exists());
     }
 
     #[test]

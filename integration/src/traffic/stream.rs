@@ -63,7 +63,7 @@ impl Stream {
                 let asked = client.enter(|| Ok(TcpStream::connect_timeout(&target, PATIENCE)?));
                 let asked = asked.with_context(|| name.clone())?;
                 let (answered, _) = listener.accept().with_context(|| name.clone())?;
-                answered.set_nodelay(true)?;
+                // With Nagle's algorithm: what cannot be sent waits in one packet, and so writing never waits for it.
                 stream.tcp = Some([asked.try_clone()?, answered.try_clone()?]);
                 stream.spawn("stream-write", move || mine.write(answered))?;
                 stream.spawn("stream-read", move || theirs.read(asked))?;
@@ -117,7 +117,11 @@ impl Stream {
     /// They were not, by the deadline.
     pub fn more_sent(&self, count: u64) -> Result<()> {
         let goal = self.sent() + count;
-        wait::holds(&format!("{}: record {goal} to be sent", self.name), || Ok(self.sent() >= goal))
+        wait::holds(&format!("{}: record {goal} to be sent", self.name), || {
+            self.lives()?;
+            Ok(self.sent() >= goal)
+        })
+        .with_context(|| format!("{} were sent, {} arrived", self.sent(), self.newest()))
     }
 
     /// Waits until records arrive that were sent from now on.
@@ -127,11 +131,15 @@ impl Stream {
     pub fn flows(&self) -> Result<()> {
         let goal = self.sent() + 10;
         wait::holds(&format!("{}: record {goal} to arrive", self.name), || {
-            if self.threads.iter().any(JoinHandle::is_finished) {
-                bail!("the stream has ended");
-            }
+            self.lives()?;
             Ok(self.newest() >= goal)
         })
+        .with_context(|| format!("{} were sent, {} arrived", self.sent(), self.newest()))
+    }
+
+    fn lives(&self) -> Result<()> {
+        ensure!(!self.threads.iter().any(JoinHandle::is_finished), "the stream has ended");
+        Ok(())
     }
 
     /// Ends it.
