@@ -5,6 +5,7 @@ use super::{Datapath, Error, locked};
 use aya::maps::{Array, HashMap, MapData, MapError};
 use netd_bpf::Addr;
 use netd_bpf::pod::Pod;
+use netd_bpf::policy::set;
 use nix::time::{ClockId, clock_gettime};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,11 +20,11 @@ impl Datapath {
         let mut registry = locked(&self.registry);
         let pod = registry.sets(pod.endpoint).on(pod);
         let mut undo = Undo::default();
-        let written = self
-            .write_pod(&pod, &mut undo)
-            .and_then(|()| self.pods_changed())
+        let isolated = pod.egress_set != set::OPEN || pod.ingress_set != set::OPEN;
+        let written = self.write_pod(&pod, &mut undo).and_then(|()| self.pods_changed()).and_then(|()| {
             // What was sent to its addresses before it came was judged as nobody's.
-            .and_then(|()| self.bump_policy_epoch());
+            if isolated { self.bump_policy_epoch() } else { Ok(()) }
+        });
         match &written {
             Ok(()) => registry.stands(&pod),
             // The first error is the one to tell.

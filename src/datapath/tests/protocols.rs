@@ -101,12 +101,12 @@ fn an_sctp_service_translates_addresses_and_leaves_the_rest() {
                 assert_eq!(packet(&ran.packet), packet(&raw(vip, client, SCTP, &answer())));
             }
             // Each is a flow, answers included; SCTP's has ports.
-        let flows = rig.datapath.flows().unwrap();
-        assert_eq!(flows.len(), 14);
-        for row in flows {
-            let ports = row.key.low_port | row.key.high_port;
-            assert_eq!(ports != 0, row.key.proto == SCTP, "{row:?}");
-        }
+            let flows = rig.datapath.flows().unwrap();
+            assert_eq!(flows.len(), 14);
+            for row in flows {
+                let ports = row.key.low_port | row.key.high_port;
+                assert_eq!(ports != 0, row.key.proto == SCTP, "{row:?}");
+            }
         }
     });
 }
