@@ -280,7 +280,8 @@ impl Datapath {
         for established in [true, false, true] {
             let (map, name) =
                 if established { (&self.established, "ESTABLISHED") } else { (&self.nursery, "NURSERY") };
-            let half = present(locked(map).get(&key, 0), name)?.map(|flow| FlowRow { key, flow, established });
+            let half =
+                present(locked(map).get(&key, 0), name)?.map(|flow| FlowRow { key, flow, established });
             if let Some(half) = half.filter(|half| belong(row, half)) {
                 return Ok(Some(half));
             }
