@@ -281,12 +281,15 @@ impl Datapath {
     /// The other half of a translated flow, if it is there.
     fn find_other(&self, row: &FlowRow) -> Result<Option<FlowRow>, Error> {
         let Some(key) = other_half(row) else { return Ok(None) };
-        // As the programs look, for a row that moves meanwhile.
+        // As the programs look, for a row that moves meanwhile. What was found may also have been removed, and its
+        // memory have become another flow's, while the kernel copied it: then the next look finds it.
         for established in [true, false, true] {
             let (map, name) =
                 if established { (&self.established, "ESTABLISHED") } else { (&self.nursery, "NURSERY") };
-            if let Some(flow) = present(locked(map).get(&key, 0), name)? {
-                return Ok(Some(FlowRow { key, flow, established }).filter(|half| belong(row, half)));
+            let half =
+                present(locked(map).get(&key, 0), name)?.map(|flow| FlowRow { key, flow, established });
+            if let Some(half) = half.filter(|half| belong(row, half)) {
+                return Ok(Some(half));
             }
         }
         Ok(None)
