@@ -181,7 +181,8 @@ impl<'m> View<'m> {
         if subject.pod.and_then(exempt).is_some() {
             return Vec::new();
         }
-        let policies = self.model.policies.iter().filter(|(name, policy)| {
+        let here = self.model.policies.iter().filter(|(name, _)| name.namespace == subject.name.namespace);
+        let policies = here.filter(|(name, policy)| {
             let compiled = compile(policy);
             compiled.parts.iter().any(|(one, _)| *one == direction) && selects(name, &compiled, subject)
         });
