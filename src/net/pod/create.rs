@@ -1,7 +1,9 @@
 //! Making a pod's interface: the pair first, then both ends at the same time; and, once the datapath knows the pod,
 //! bringing it up.
 //!
-//! Until then the host end is down, and so there is no carrier: not one packet passes, whatever the pod sends.
+//! Until then both ends are down: not one packet passes, whatever the pod sends, and whatever waits for it. The inner
+//! end has to be, too: `bpf_redirect_peer` asks for no carrier, only for an inner end that is up, and the datapath
+//! delivers that way from the instant at which the first row of the pod stands, while other rows are yet to come.
 
 use super::{Error, PodInterface, PodLink, pod_mac};
 use crate::net::netlink::{
@@ -117,13 +119,12 @@ async fn make_pair(host: &Netlink, inside: &Netlink, pod: &PodInterface, ns: &Ne
 async fn configure(host: &Netlink, inside: &Netlink, pod: &PodInterface) -> Result<PodLink, Error> {
     let missing = || Error::Missing { host_name: pod.host_name.clone() };
     let end = host.link_by_name(&pod.host_name).await?.ok_or_else(missing)?;
-    let peer = end.peer.ok_or_else(missing)?;
-    future::try_join(host_side(host, pod, &end), pod_side(inside, pod, peer)).await?;
+    future::try_join(host_side(host, pod, &end), pod_side(inside, pod)).await?;
     Ok(PodLink { host_ifindex: end.index, host_mac: HOST_MAC, pod_mac: pod_mac(&pod.host_name) })
 }
 
-/// Brings the host end up, with the node's routes to the pod, and waits until both ends can send. Where it fails
-/// the interface is to be deleted.
+/// Brings both ends up, with the pod's addresses and all routes, and waits until both can send. Where it fails the
+/// interface is to be deleted.
 ///
 /// # Errors
 /// [`Error::Missing`]: there is no such host end; [`Error::NotReady`]; others name the step that failed.
@@ -133,22 +134,27 @@ pub async fn start(nl: &Netlink, pod: &PodInterface) -> Result<(), Error> {
     let missing = || Error::Missing { host_name: pod.host_name.clone() };
     let end = nl.link_by_name(&pod.host_name).await?.ok_or_else(missing)?;
     let peer = end.peer.ok_or_else(missing)?;
-    nl.apply(bring_up(pod, &end)).await?;
+    future::try_join(nl.apply(bring_up(pod, &end)), inside.apply(bring_up_inside(pod, peer))).await?;
     ready(nl, end.index, &inside, peer, pod).await
 }
 
-async fn pod_side(nl: &Netlink, pod: &PodInterface, ifindex: u32) -> Result<(), Error> {
+async fn pod_side(nl: &Netlink, pod: &PodInterface) -> Result<(), Error> {
     let (name, wants_v6) = (pod.pod_name.clone(), pod.has_v6());
     let has_v6 = nl.run(move || pod_settings(&name, wants_v6)).await??;
     if wants_v6 && !has_v6 {
         return Err(Error::NoIpv6 { host_name: pod.host_name.clone() });
     }
+    Ok(())
+}
+
+/// As for the host end: no routes before it is up.
+fn bring_up_inside(pod: &PodInterface, ifindex: u32) -> Vec<Request> {
     let up = LinkChange { up: Some(true), ..LinkChange::default() };
     let mut requests = vec![change_link(LOOPBACK, "lo", &up), change_link(ifindex, &pod.pod_name, &up)];
     requests.extend(pod.addresses.iter().map(|a| add_address(ifindex, &pod.pod_name, IpNet::from(*a))));
     requests.extend(pod.gateways().map(|gateway| add_neighbor(ifindex, &pod.pod_name, gateway, HOST_MAC)));
     requests.extend(pod.pod_routes(ifindex).iter().map(add_route));
-    Ok(nl.apply(requests).await?)
+    requests
 }
 
 /// Before the interface comes up: no router discovery, no duplicate detection; IPv6 on where it is needed,
