@@ -6,20 +6,21 @@
 //! `LabelSelector`, "Concept" <https://kubernetes.io/docs/concepts/services-networking/network-policies/>. Where
 //! both are silent, "netd" says what netd promises.
 
-mod cluster;
+pub(crate) mod cluster;
 mod examples;
 mod random;
-mod tests;
+pub(crate) mod tests;
 
 use crate::model::{Labels, Model, NetworkPolicy, ObjectName, Pod};
 use k8s_openapi::api::networking::v1::{IPBlock, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
 
 /// One end of a packet, by its true address.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) enum End {
     /// A pod, by one of its addresses. That of a hostNetwork pod is its node's.
     Pod { name: ObjectName, address: IpAddr },
@@ -36,6 +37,17 @@ impl End {
         match self {
             Self::Pod { address, .. } | Self::OwnNode(address) | Self::OtherNode(address) => *address,
             Self::Outside(address) => *address,
+        }
+    }
+}
+
+impl fmt::Debug for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pod { name, address } => write!(f, "pod {name} {address}"),
+            Self::OwnNode(address) => write!(f, "own node {address}"),
+            Self::OtherNode(address) => write!(f, "other node {address}"),
+            Self::Outside(address) => write!(f, "outside {address}"),
         }
     }
 }
@@ -74,7 +86,7 @@ pub(crate) struct Verdict {
 }
 
 /// A packet that opens a connection.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Packet {
     pub(crate) from: End,
     pub(crate) to: End,
@@ -82,6 +94,13 @@ pub(crate) struct Packet {
     pub(crate) protocol: u8,
     /// Of the destination, 0 for a protocol without ports.
     pub(crate) port: u16,
+}
+
+impl fmt::Debug for Packet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { from, to, protocol, port } = self;
+        write!(f, "packet from {from:?} to {to:?}, protocol {protocol} port {port}")
+    }
 }
 
 pub(crate) fn verdict(model: &Model, packet: &Packet) -> Verdict {
@@ -294,11 +313,12 @@ fn matches_port(model: &Model, port: &NetworkPolicyPort, packet: &Packet) -> boo
         // API: "the range of ports from port to endPort if set, inclusive, should be allowed by the policy".
         (Some(IntOrString::Int(first)), Some(last)) => (*first..=last).contains(&i32::from(packet.port)),
         // API: "This can either be a numerical or named port on a pod": on the pod that the packet goes to, for
-        // the ports of an egress rule are "destination ports". Nobody else has named ports.
+        // the ports of an egress rule are "destination ports". Nobody else has named ports. API of container ports:
+        // "Each named port in a pod must have a unique name." netd: of more of one protocol the first, as for Services.
         (Some(IntOrString::String(name)), _) => selectable(model, &packet.to).is_some_and(|pod| {
-            pod.ports.iter().any(|named| {
-                *named.name == **name && named.port == packet.port && named.protocol.number() == protocol
-            })
+            let mut ports = pod.ports.iter();
+            let named = ports.find(|port| *port.name == **name && port.protocol.number() == protocol);
+            named.is_some_and(|named| named.port == packet.port)
         }),
     }
 }

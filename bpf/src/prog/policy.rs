@@ -23,6 +23,7 @@ use crate::policy::{
     Decision, IdentityRow, PolicyKey, PolicyRow, RANGE_STEPS, action, identity, identity_flag, identity_seal,
     point, row_seal, set,
 };
+use aya_ebpf::helpers::bpf_sk_fullsock;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::TcContext;
 use core::ptr::read_volatile;
@@ -89,10 +90,15 @@ pub(super) fn sent_by_node(ctx: &TcContext, run: &Run) -> bool {
     if run.stage != stage::POD_INGRESS {
         return false;
     }
-    // SAFETY: the context is valid; the verifier has the socket compared with null. A test-run's is of no family.
+    // SAFETY: the context is valid; the verifier has both pointers compared with null.
     unsafe {
         let socket = (*ctx.skb.skb).__bindgen_anon_2.sk;
-        !socket.is_null() && (*socket).family != 0
+        if socket.is_null() {
+            return false;
+        }
+        // A test-run's has a family, but no type. One of a handshake is no whole socket, and the node's all the same.
+        let whole = bpf_sk_fullsock(socket);
+        whole.is_null() || (*whole).type_ != 0
     }
 }
 

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 mod hammer;
+mod oracle;
 mod policy;
 
 const QUARANTINE: Duration = Duration::from_secs(1);

@@ -87,7 +87,7 @@ pub(super) fn long_udp(source: &str, destination: &str, payload: usize) -> Vec<u
 }
 
 /// A packet of a protocol without a builder; ports, if it has any, are the payload's first words.
-pub(super) fn raw(source: &str, destination: &str, proto: u8, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn raw(source: &str, destination: &str, proto: u8, payload: &[u8]) -> Vec<u8> {
     let literal = |text: &str| SocketAddr::new(text.parse::<IpAddr>().expect("a literal"), 0);
     let mut frame = Vec::new();
     network(literal(source), literal(destination))

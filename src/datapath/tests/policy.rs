@@ -1,6 +1,6 @@
 //! Policy tables as the agent writes and reads them, through growth and moves; and which sets pods' rows have.
 
-use super::frames::addr;
+use super::frames::{Segment, addr, tcp, udp};
 use super::growth::connect;
 use super::moves::{folders, open, take};
 use super::rig::{IFINDEX, OTHER_IFINDEX, Rig, isolated, pod};
@@ -9,12 +9,14 @@ use crate::datapath::migrate::Move;
 use crate::datapath::pin::Pins;
 use crate::datapath::{Datapath, Error, PolicyLimits, Sets, locked, remove_pod_offline};
 use netd_bpf::Addr;
+use netd_bpf::event::reason;
 use netd_bpf::pod::Pod;
 use netd_bpf::policy::{
     Block, Decision, IdentityRow, PolicyKey, PolicyRow, Range, action, identity, identity_flag,
     identity_seal, point, row_seal, set, tier,
 };
 
+const SHOT: i32 = 2;
 const OTHER: Sets = Sets { egress: set::MARK | 1, ingress: set::MARK | 2 };
 
 fn allow(rule: u32) -> Decision {
@@ -310,5 +312,19 @@ fn the_rows_tell_a_new_agent_and_an_audit_which_sets_there_are() {
         remove_pod_offline(&config.bpffs, Some(IFINDEX), &[]).unwrap();
         let (datapath, _) = open(&config);
         assert_eq!(datapath.policies().unwrap().into_iter().collect::<Vec<_>>(), [(2, Sets::CLOSED)]);
+    });
+}
+
+#[test]
+fn what_a_test_run_brings_to_a_pod_is_not_sent_by_the_node() {
+    isolated(|| {
+        let rig = Rig::new();
+        rig.datapath.set_policy(1, Sets::CLOSED).unwrap();
+        for (from, to) in [("192.0.2.1:1000", "10.0.0.1:80"), ("[2001:db8::1]:1000", "[fd00::1]:80")] {
+            for frame in [tcp(from, to, Segment::Syn), udp(from, to)] {
+                assert_eq!(rig.pod_receives(&frame).verdict, SHOT);
+            }
+        }
+        assert_eq!(rig.drops(reason::INGRESS_DENIED), 4);
     });
 }

@@ -7,6 +7,7 @@ use crate::datapath::test_run::{Ran, Stage};
 use crate::datapath::{Datapath, Error, OpenReport, Sets, locked};
 use aya::programs::{TestRun, TestRunOptions};
 use netd_bpf::Addr;
+use netd_bpf::flow::{Flow, FlowKey};
 use netd_bpf::pod::Pod;
 use netd_bpf::service::{
     Affinity, AffinityKey, Backend, Frontend, FrontendKey, backend_state, frontend_flag, kind, scope,
@@ -89,7 +90,7 @@ pub(crate) fn run(command: &[&str]) {
 }
 
 /// The uplink `up0`, whose MAC address ends in 99; its number.
-pub(super) fn uplink() -> u32 {
+pub(crate) fn uplink() -> u32 {
     run(&[
         "ip",
         "link",
@@ -207,6 +208,12 @@ impl Rig {
         let mut row = rows.get(&key, 0).expect("a row");
         change(&mut row);
         rows.insert(key, row, 0).expect("room");
+    }
+
+    /// A flow's row, in whichever table.
+    pub(crate) fn flow(&self, key: &FlowKey) -> Option<Flow> {
+        let found = locked(&self.datapath.established).get(key, 0).ok();
+        found.or_else(|| locked(&self.datapath.nursery).get(key, 0).ok())
     }
 
     /// Forgets all flows and affinities.

@@ -106,7 +106,7 @@ impl Seeds {
 }
 
 /// A pod of this node, as the ledger has it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Local {
     pub(crate) endpoint: u32,
     pub(crate) pod: ObjectName,
@@ -153,6 +153,18 @@ pub(crate) fn pod_address(number: usize, local: bool, v6: bool) -> IpAddr {
 fn policy_name(seeds: &Seeds, number: usize) -> ObjectName {
     let namespace = usize::from(seeds.policies[number].namespace) % seeds.namespaces.len();
     ObjectName::new(&format!("n{namespace}"), &format!("p{}", number % 4))
+}
+
+/// Endpoints of pods of one number have one remainder by this.
+pub(crate) const ENDPOINTS: u32 = 16;
+
+/// Of another name, or with other addresses, it is another pod: with another endpoint, at the same address.
+fn endpoint(seeds: &Seeds, number: usize) -> u32 {
+    let PodSeed { namespace, families, .. } = seeds.pods[number];
+    let namespace = u32::from(namespace) % u32::try_from(seeds.namespaces.len()).expect("few");
+    let [v4, v6] = families.map(u32::from);
+    let kind = namespace << 2 | v6 << 1 | v4;
+    kind * ENDPOINTS + u32::try_from(number).expect("few")
 }
 
 fn pod_name(seeds: &Seeds, number: usize) -> ObjectName {
@@ -203,10 +215,17 @@ impl Cluster {
         let (mut locals, mut ends) = (Vec::new(), Vec::new());
         for (number, seed) in seeds.pods.iter().enumerate() {
             let name = pod_name(seeds, number);
-            if seed.gone || pods.iter().any(|(other, _)| *other == name) {
+            let (pod, addresses) = pod(seeds, number, &name);
+            if seed.gone {
+                // Who has such an address next may be in the way of traffic that was his before.
+                if seed.kind != Kind::HostNetwork {
+                    ends.extend(addresses.into_iter().map(End::Outside));
+                }
                 continue;
             }
-            let (pod, addresses) = pod(seeds, number, &name);
+            if pods.iter().any(|(other, _)| *other == name) {
+                continue;
+            }
             for address in &addresses {
                 ends.push(match seed.kind {
                     Kind::Plain | Kind::HostNetwork => End::Pod { name: name.clone(), address: *address },
@@ -214,7 +233,7 @@ impl Cluster {
                 });
             }
             if seed.local && seed.kind == Kind::Plain {
-                let endpoint = u32::try_from(number).expect("few") + 1;
+                let endpoint = endpoint(seeds, number);
                 locals.push(Local { endpoint, pod: name.clone(), addresses });
             }
             pods.push((name, pod));
@@ -244,10 +263,14 @@ impl Cluster {
         matches!(end, End::Pod { name, .. } if self.locals.iter().any(|local| local.pod == *name))
     }
 
-    /// True if both ends of a packet are there, and one is a pod of this node.
-    pub(crate) fn can_have(&self, packet: &Packet) -> bool {
-        let ends = [&packet.from, &packet.to];
-        ends.iter().all(|end| self.ends.contains(end)) && ends.iter().any(|end| self.is_local(end))
+    /// The same packet, by its addresses, whoever has them now; nothing if it goes past the pods of this node.
+    pub(crate) fn again(&self, packet: &Packet) -> Option<Packet> {
+        let now = |end: &End| {
+            let same = self.ends.iter().find(|other| *other == end);
+            same.or_else(|| self.ends.iter().find(|other| other.address() == end.address())).cloned()
+        };
+        let packet = Packet { from: now(&packet.from)?, to: now(&packet.to)?, ..packet.clone() };
+        [&packet.from, &packet.to].iter().any(|end| self.is_local(end)).then_some(packet)
     }
 
     pub(crate) fn packet(&self, shot: &Shot) -> Packet {

@@ -4,6 +4,7 @@
 //! The seed is printed; `NETD_POLICY_SEED` runs it again.
 
 mod mistakes;
+pub(crate) mod planned;
 
 use super::cluster::Cluster;
 use super::random::{Case, case};
@@ -25,7 +26,10 @@ pub(crate) trait Subject {
     fn change_to(&mut self, cluster: &Cluster);
 
     /// Nothing for a packet that the subject cannot make.
-    fn judge(&mut self, cluster: &Cluster, packet: &Packet) -> Option<Judged>;
+    ///
+    /// # Errors
+    /// What it does contradicts itself.
+    fn judge(&mut self, cluster: &Cluster, packet: &Packet) -> Result<Option<Judged>, TestCaseError>;
 }
 
 /// A verdict for each end that is a pod of this node. `ingress` may be missing where `egress` denied it.
@@ -41,6 +45,8 @@ pub(crate) enum Told {
     Open,
     /// A rule allows it: its policy, and its index.
     Allowed(ObjectName, usize),
+    /// One of the two.
+    LetThrough,
     Denied,
 }
 
@@ -49,6 +55,7 @@ impl Told {
         match (self, side) {
             (Self::Open, Side::NotIsolated | Side::Exempt) | (Self::Denied, Side::Denied(_)) => true,
             (Self::Allowed(policy, index), Side::Allowed(rules)) => rules.contains(&(policy.clone(), *index)),
+            (Self::LetThrough, side) => side.lets_through(),
             _ => false,
         }
     }
@@ -154,12 +161,13 @@ pub(crate) fn measure<S: Subject>(clusters: u32, packets: usize, new: impl Fn() 
         let mut subject = new();
         let (tally, count) = &mut *tally.borrow_mut();
         // What was sent before, too: a flow that stands is not judged by what was.
-        let again = early.iter().filter(|packet| after.can_have(packet));
-        let states = [(before, early.iter().collect::<Vec<_>>()), (after, again.chain(late).collect())];
+        let late: Vec<Packet> =
+            early.iter().filter_map(|packet| after.again(packet)).chain(late.iter().cloned()).collect();
+        let states = [(before, early), (after, &late)];
         for (cluster, packets) in states {
             subject.change_to(cluster);
             for packet in packets {
-                if let Some(judged) = subject.judge(cluster, packet) {
+                if let Some(judged) = subject.judge(cluster, packet)? {
                     compare(cluster, packet, &judged, tally)?;
                     *count += 1;
                 }
@@ -181,7 +189,7 @@ struct Oracle;
 impl Subject for Oracle {
     fn change_to(&mut self, _: &Cluster) {}
 
-    fn judge(&mut self, cluster: &Cluster, packet: &Packet) -> Option<Judged> {
+    fn judge(&mut self, cluster: &Cluster, packet: &Packet) -> Result<Option<Judged>, TestCaseError> {
         let Verdict { egress, ingress } = verdict(&cluster.model, packet);
         let told = |end: &End, side: &Side| {
             cluster.is_local(end).then(|| match side {
@@ -193,7 +201,7 @@ impl Subject for Oracle {
                 Side::Denied(_) => Told::Denied,
             })
         };
-        Some(Judged { egress: told(&packet.from, &egress), ingress: told(&packet.to, &ingress) })
+        Ok(Some(Judged { egress: told(&packet.from, &egress), ingress: told(&packet.to, &ingress) }))
     }
 }
 

@@ -269,18 +269,7 @@ const MISTAKES: &[Mistake] = &[
         packet.protocol = if [1, 58].contains(&packet.protocol) { 6 } else { packet.protocol };
     }),
     ("pods have no named ports", |model, _| pods(model, |pod| pod.ports.clear())),
-    ("of named ports the first counts", |model, _| {
-        pods(model, |pod| {
-            let all = pod.ports.clone();
-            let first = |at: usize| {
-                !all[..at]
-                    .iter()
-                    .any(|other| (&other.name, other.protocol) == (&all[at].name, all[at].protocol))
-            };
-            let mut at = 0..;
-            pod.ports.retain(|_| at.next().is_some_and(first));
-        });
-    }),
+    ("of named ports the last counts", |model, _| pods(model, |pod| pod.ports.reverse())),
     ("named ports are TCP's", |model, _| {
         pods(model, |pod| pod.ports.iter_mut().for_each(|port| port.protocol = Protocol::Tcp));
     }),
