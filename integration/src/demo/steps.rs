@@ -1,5 +1,6 @@
 //! The steps of the demo, in order.
 
+mod policy;
 mod reach;
 mod restart;
 mod service;
@@ -72,6 +73,7 @@ pub(crate) fn all(lab: &Lab, report: &mut Report) -> Result<()> {
 
     reach::show(&pods, report)?;
     service::show(&site, &pods, report)?;
+    policy::show(&site, &pods, report)?;
     restart::show(&site, &pods, report)?;
     upgrade::show(report)?;
     spoof::show(&site, &pods, report)?;
