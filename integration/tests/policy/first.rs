@@ -63,10 +63,11 @@ impl Meeting<'_> {
         self.floods.iter().try_for_each(|flood| flood.more(DATAGRAMS))?;
         by_socket.stop()?;
         by_frame.stop()?;
+        self.node.runtime().del(&attachment)?;
+        // Its last packets count, too.
         let others: Vec<IpAddr> = self.near.addresses.iter().chain(&self.far.addresses).copied().collect();
         let inbound = frames.count_from(&others)? + counter.received();
         drop((frames, counter));
-        self.node.runtime().del(&attachment)?;
         netns.delete()?;
         let (by_socket, by_frame) = (self.counted(0) - before.0, self.counted(1) - before.1);
         Ok(Passed { by_socket, by_frame, inbound })
