@@ -1,8 +1,8 @@
 //! Flows as people know them: the two rows of a translated flow put together to one conversation.
 //!
 //! A conversation is told by its near row (what the client sends, or the only row of a flow without
-//! translation). A far row is told only when its near one is missing: evicted from the nursery, or not yet
-//! made again. The tables go on changing while they are read: a flow that becomes established meanwhile may be
+//! translation). A far row is told only when its near one is missing: evicted from the nursery, not yet made
+//! again, or, as the far one is made first, not yet made. The tables go on changing while they are read: a flow that becomes established meanwhile may be
 //! told twice, one that ends then and goes back to the nursery may be left out, and no other is.
 
 use super::answers::present;
