@@ -234,8 +234,11 @@ async fn failure_in_the_pod_half_way_leaves_nothing() {
     let ns = namespace();
     sh(&ns, "ip link add net9 type veth peer name net8; ip link set net9 up; ip route add default dev net9");
     let before = (traces(&node.ns), sh(&ns, "ip -o link | cut -d' ' -f2; ip -4 route; ip neigh"));
-    let error = make(&node.nl, &pod(&ns, 1, &["10.1.0.2"])).await.unwrap_err();
+    let pod = pod(&ns, 1, &["10.1.0.2"]);
+    let error = make(&node.nl, &pod).await.unwrap_err();
     assert!(error.to_string().starts_with("add route 0.0.0.0/0 via 169.254.1.1"), "{error}");
+    // As whoever starts it does then.
+    assert!(delete(&node.nl, &pod.host_name).await.unwrap());
     assert_eq!((traces(&node.ns), sh(&ns, "ip -o link | cut -d' ' -f2; ip -4 route; ip neigh")), before);
 }
 
