@@ -98,6 +98,7 @@ impl State {
             labels: own(labels),
             annotations: own(annotations),
             ports: Vec::new(),
+            ips: Vec::new(),
         };
         self.put(&format!("pod-{name}.yaml"), &pod.yaml())
     }

@@ -22,7 +22,7 @@ impl Drop for Folder {
 fn a_quick_bench_has_all_rows() -> Result<()> {
     let out = Folder(std::env::temp_dir().join(format!("netd-bench-{}", std::process::id())));
     let output = Command::new(env!("CARGO_BIN_EXE_netd-bench"))
-        .args(["--quick", "--rounds", "1", "--services", "2", "--out"])
+        .args(["--quick", "--rounds", "1", "--services", "2", "--policies", "0,20", "--out"])
         .arg(&out.0)
         .env("NETD_BIN", binary::netd()?)
         .output()?;
@@ -58,6 +58,18 @@ fn a_quick_bench_has_all_rows() -> Result<()> {
             "agent",
             &["netd, 2"],
             &["full sync, new tables", "one endpoint -> map, p50", "resident after sync", "maps"],
+        ),
+        (
+            "policy",
+            &["netd, 20"],
+            &[
+                "established",
+                "new connection, of it for policies",
+                "plan and writes from nothing",
+                "one label elsewhere -> map",
+                "one label here -> map",
+                "resident",
+            ],
         ),
         (
             "cni",

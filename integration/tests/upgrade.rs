@@ -227,6 +227,8 @@ fn a_node_left_with_programs_of_both_schemas_loses_nothing() -> Result<()> {
         // between the clients and the servers.
         let traffic = Traffic::start_among(&site, PODS)?;
         traffic.goes_on()?;
+        // A machine that stands still may let an agent come through; not two of them.
+        let mut mixed = 0;
         for (node, moment) in site.nodes().iter().zip([Moment::Uplink, Moment::Pods, Moment::Pods]) {
             node.kill9()?;
             node.replace_netd(None);
@@ -238,11 +240,13 @@ fn a_node_left_with_programs_of_both_schemas_loses_nothing() -> Result<()> {
             match moment {
                 Moment::Uplink => ensure!(old > 0, "all pods have new programs already"),
                 Moment::Pods => {
-                    ensure!(old > 0 && new > 0, "{old} filters with old programs, {new} with new");
+                    ensure!(new > 0, "no pod has new programs");
+                    mixed += usize::from(old > 0);
                 }
             }
             traffic.goes_on()?;
         }
+        ensure!(mixed > 0, "no agent died between two pods");
         traffic.goes_on()?;
         traffic.goes_on()?;
         site.start_all()?;

@@ -2,7 +2,11 @@
 
 mod agent;
 mod cni;
+mod frames;
 mod nodes;
+mod pins;
+mod policy;
+mod probe;
 mod program;
 mod service;
 
@@ -23,12 +27,15 @@ pub(crate) enum Case {
     Program,
     /// The agent: full sync, one changed endpoint, memory, by the number of Services.
     Agent,
+    /// Packets, plans, changed labels and memory by the number of policies.
+    Policy,
     /// ADD and DEL.
     Cni,
 }
 
 impl Case {
-    pub(crate) const ALL: [Self; 5] = [Self::Service, Self::Nodes, Self::Program, Self::Agent, Self::Cni];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Service, Self::Nodes, Self::Program, Self::Agent, Self::Policy, Self::Cni];
 
     pub(crate) const fn about(self) -> &'static str {
         match self {
@@ -36,6 +43,7 @@ impl Case {
             Self::Nodes => "pod <-> pod across nodes, against node <-> node",
             Self::Program => "nanoseconds of the programs, by test-run",
             Self::Agent => "full sync, one changed endpoint, memory",
+            Self::Policy => "packets, plans, changed labels and memory, by the number of policies",
             Self::Cni => "ADD and DEL, against Debian's bridge + host-local",
         }
     }
@@ -46,6 +54,7 @@ impl Case {
             Self::Nodes => nodes::run(lab, options),
             Self::Program => program::run(lab, options),
             Self::Agent => agent::run(lab, options, report),
+            Self::Policy => policy::run(lab, options, report),
             Self::Cni => cni::run(lab, options),
         }
     }
@@ -58,6 +67,7 @@ impl fmt::Display for Case {
             Self::Nodes => "nodes",
             Self::Program => "program",
             Self::Agent => "agent",
+            Self::Policy => "policy",
             Self::Cni => "cni",
         })
     }

@@ -9,23 +9,30 @@ use std::time::Duration;
 const SIZES: [u32; 4] = [1, 100, 5_000, 50_000];
 /// Those of a quick one.
 const QUICK_SIZES: [u32; 3] = [1, 100, 5_000];
+/// Policies of a full run.
+const POLICIES: [u32; 4] = [0, 10, 1_000, 10_000];
+/// Of a quick one.
+const QUICK_POLICIES: [u32; 3] = [0, 10, 100];
 
 /// netd measured against what would stand in its place.
 #[derive(clap::Parser, Debug)]
 #[command(name = "cargo xtask bench", bin_name = "cargo xtask bench")]
 pub(crate) struct Options {
-    /// Only this case; may be given several times.
-    #[arg(long = "case", value_enum, value_name = "NAME")]
+    /// Only these cases.
+    #[arg(value_enum, value_name = "CASE")]
     only: Vec<Case>,
     /// Rounds: how often each subject is measured.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     rounds: Option<u16>,
-    /// Short slices, few rounds, no more than 5 000 Services: shows that all works, measures little.
+    /// Short slices, few rounds, no more than 5 000 Services and 100 policies: shows that all works, measures little.
     #[arg(long)]
     pub(crate) quick: bool,
     /// Numbers of Services, such as 1,5000.
     #[arg(long, value_delimiter = ',', value_name = "LIST", value_parser = clap::value_parser!(u32).range(1..=50_000))]
     services: Vec<u32>,
+    /// Numbers of policies, such as 0,1000; packets are compared with those of the lowest.
+    #[arg(long, value_delimiter = ',', value_name = "LIST", value_parser = clap::value_parser!(u32).range(..=50_000))]
+    policies: Vec<u32>,
     /// Folder of the results; default: `bench` in cargo's target folder.
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
@@ -54,13 +61,12 @@ impl Options {
 
     /// Numbers of Services, ascending.
     pub(crate) fn sizes(&self) -> Vec<u32> {
-        let mut sizes = self.services.clone();
-        if sizes.is_empty() {
-            sizes = if self.quick { QUICK_SIZES.to_vec() } else { SIZES.to_vec() };
-        }
-        sizes.sort_unstable();
-        sizes.dedup();
-        sizes
+        ascending(&self.services, self.pick(&SIZES, &QUICK_SIZES))
+    }
+
+    /// Numbers of policies, ascending.
+    pub(crate) fn policies(&self) -> Vec<u32> {
+        ascending(&self.policies, self.pick(&POLICIES, &QUICK_POLICIES))
     }
 
     /// Folder of the results.
@@ -76,4 +82,12 @@ impl Options {
         let target = me.ancestors().nth(2).with_context(|| format!("{} is nowhere", me.display()))?;
         Ok(target.join("bench"))
     }
+}
+
+/// What was asked for, or else the usual.
+fn ascending(asked: &[u32], usual: &[u32]) -> Vec<u32> {
+    let mut sizes = if asked.is_empty() { usual } else { asked }.to_vec();
+    sizes.sort_unstable();
+    sizes.dedup();
+    sizes
 }

@@ -55,6 +55,11 @@ impl Bar {
         Self { of: Of::Ratio, better: Better::High, floor, goal }
     }
 
+    /// The ratio should be at most so.
+    pub(crate) const fn ratio_at_most(floor: f64, goal: f64) -> Self {
+        Self { of: Of::Ratio, better: Better::Low, floor, goal }
+    }
+
     /// The median should be at least so.
     pub(crate) const fn at_least(floor: f64, goal: f64) -> Self {
         Self { of: Of::Median, better: Better::High, floor, goal }

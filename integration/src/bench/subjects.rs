@@ -12,7 +12,7 @@ mod nftables;
 
 pub(crate) use iptables::iptables;
 pub(crate) use ipvs::{ipvs, missing as ipvs_missing};
-pub(crate) use netd::{lone_node, synced, tables_for, with_netd};
+pub(crate) use netd::{lone_node, memory_of, synced, tables_for, with_netd};
 pub(crate) use nftables::nftables;
 
 use crate::load::{self, Cpus, Load, PORTS, Place, Server};

@@ -3,6 +3,7 @@
 use crate::traffic::Proto;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 /// A Pod, as far as netd reads it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,6 +20,8 @@ pub struct Workload {
     pub annotations: BTreeMap<String, String>,
     /// `spec.containers[].ports`: name, number, protocol.
     pub ports: Vec<(String, u16, Proto)>,
+    /// `status.podIPs`, of a pod that no agent of the lab tells of.
+    pub ips: Vec<IpAddr>,
 }
 
 impl Workload {
@@ -44,6 +47,7 @@ impl Workload {
                 json!({"name": name, "containerPort": port, "protocol": protocol.to_string()})
             })
             .collect();
+        let ips: Vec<Value> = self.ips.iter().map(|ip| json!({"ip": ip})).collect();
         document(&json!({
             "apiVersion": "v1",
             "kind": "Pod",
@@ -57,6 +61,7 @@ impl Workload {
                 "nodeName": self.node,
                 "containers": [{"name": "main", "image": "none", "ports": ports}],
             },
+            "status": {"podIPs": ips},
         }))
     }
 }

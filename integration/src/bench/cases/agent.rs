@@ -4,24 +4,24 @@
 //! rename over the latter; it has arrived when the kernel's tables show the new endpoint and no longer the old
 //! one, which is looked at every tenth of a millisecond.
 
-mod tables;
+mod endpoints;
 
 use super::Case;
+use super::pins::memory;
 use crate::options::Options;
 use crate::report::{Bar, Report, Row};
 use crate::rounds::Series;
 use crate::services::{PORT, Service, Services};
-use crate::subjects::{lone_node, synced, tables_for};
+use crate::subjects::{lone_node, memory_of, synced, tables_for};
 use anyhow::{Context as _, Result, ensure};
+use endpoints::Endpoints;
 use netd_integration::lab::Lab;
 use netd_integration::node::Node;
 use netd_integration::state::State;
 use netd_integration::{stats, wait};
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::path::Path;
 use std::time::{Duration, Instant};
-use tables::{Tables, memory};
 
 /// Rounds of the largest size, whose syncs take the longest.
 const LARGE: u32 = 10_000;
@@ -89,22 +89,22 @@ fn round(
 ) -> Result<[f64; METRICS.len()]> {
     let pins = lab.bpffs().join(node.name());
     let new = started(node, services.count)?;
-    let resident = status(node, "VmRSS")?;
+    let resident = memory_of(node, "VmRSS")?;
     let maps = memory(&pins)?;
 
-    let tables = Tables::open(&pins)?;
+    let endpoints = Endpoints::open(&pins)?;
     let before = applied(node)?;
     let mut times = Vec::new();
     let start = Instant::now();
     for i in (1..=changes).take_while(|_| start.elapsed() < CHANGING) {
-        times.push(change(&tables, state, services.used(), i)?);
+        times.push(change(&endpoints, state, services.used(), i)?);
         std::thread::sleep(REST);
     }
     let after = applied(node)?;
     let plan_and_write = (after.0 - before.0) / (after.1 - before.1) * 1e3;
-    let resident_changed = status(node, "VmRSS")?;
-    let most = status(node, "VmHWM")?;
-    drop(tables);
+    let resident_changed = memory_of(node, "VmRSS")?;
+    let most = memory_of(node, "VmHWM")?;
+    drop(endpoints);
     node.terminate()?;
 
     let again = started(node, services.count)?;
@@ -132,7 +132,7 @@ fn started(node: &Node<'_>, count: u32) -> Result<f64> {
 }
 
 /// Changes the first endpoint of a Service for the `i`th time; milliseconds until the kernel has it.
-fn change(tables: &Tables, state: &State, mut service: Service, i: usize) -> Result<f64> {
+fn change(endpoints: &Endpoints, state: &State, mut service: Service, i: usize) -> Result<f64> {
     let [even, odd] = TURNS;
     let (old, new) = if i % 2 == 1 { (even, odd) } else { (odd, even) };
     let first = service.endpoints.first_mut().context("a Service without endpoints")?;
@@ -141,11 +141,11 @@ fn change(tables: &Tables, state: &State, mut service: Service, i: usize) -> Res
     let (path, beside) = (state.dir().join(service.slices_file()), state.dir().join(".change"));
     fs::write(&beside, service.slices()?)?;
     let frontend = SocketAddrV4::new(service.vip, PORT);
-    ensure!(tables.endpoints(frontend)?.contains(&old), "{old} is not in the kernel");
+    ensure!(endpoints.of(frontend)?.contains(&old), "{old} is not in the kernel");
     let start = Instant::now();
     fs::rename(&beside, &path)?;
     loop {
-        let now = tables.endpoints(frontend)?;
+        let now = endpoints.of(frontend)?;
         let took = start.elapsed();
         if now.contains(&new) && !now.contains(&old) {
             return Ok(took.as_secs_f64() * 1e3);
@@ -160,14 +160,4 @@ fn applied(node: &Node<'_>) -> Result<(f64, f64)> {
     let response = node.api("/metrics")?;
     let metric = |name| response.metric(name, &[]);
     Ok((metric("netd_service_apply_seconds_sum"), metric("netd_service_apply_seconds_count")))
-}
-
-/// A memory figure of the agent, in MiB.
-fn status(node: &Node<'_>, key: &str) -> Result<f64> {
-    let path = format!("/proc/{}/status", node.agent_id()?);
-    let text = fs::read_to_string(Path::new(&path))?;
-    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
-    let kib: f64 =
-        line.with_context(|| format!("no {key} in {path}"))?.trim().trim_end_matches(" kB").parse()?;
-    Ok(kib / 1024.0)
 }

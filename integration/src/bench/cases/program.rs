@@ -18,10 +18,11 @@
 //!
 //! The server's pod is one of 64 on this node.
 
-mod probe;
 mod rig;
 
 use super::Case;
+use super::frames::REDIRECTED;
+use super::probe::{Jump, Loop, Probe};
 use crate::load::Cpus;
 use crate::options::Options;
 use crate::report::{Bar, Row};
@@ -30,8 +31,7 @@ use anyhow::{Context as _, Result};
 use aya::programs::ProgramInfo;
 use aya::sys::{Stats, enable_stats};
 use netd_integration::lab::Lab;
-use probe::{Again, Jump, Probe};
-use rig::{Flow, REDIRECTED, Random, Rig};
+use rig::{Flow, Random, Rig};
 use std::path::Path;
 
 const FLOWS: u32 = 65_536;
@@ -94,16 +94,12 @@ const KINDS: [Kind; 3] = [
     },
 ];
 
-/// A kind of packet in a loop: on to `pod_egress`, and on to the program that does nothing.
+/// A kind of packet in a loop.
 struct Looped {
     metric: &'static str,
     bar: Option<Bar>,
-    real: Again,
-    idle: Again,
+    packets: Loop,
 }
-
-/// Runs in one loop.
-const LOOP: u32 = 1_000;
 
 impl Looped {
     /// All kinds. `folder`: of a bpffs, for what they need.
@@ -112,33 +108,21 @@ impl Looped {
         empty.pin(&nothing)?;
         let real = Jump::to(rig.program(), &folder.join("real"))?;
         let idle = Jump::to(&nothing, &folder.join("idle"))?;
+        let jumps = [&real, &idle];
         let (flow, (client, syn)) = (rig.flow(0)?, rig.syn()?);
         let same = |metric, bar, frame: &[u8], ifindex| {
-            let [real, idle] = [&real, &idle].map(|jump| Again::same(jump, frame, ifindex));
-            anyhow::Ok(Self { metric, bar, real: real?, idle: idle? })
+            anyhow::Ok(Self { metric, bar, packets: Loop::same(jumps, frame, ifindex)? })
         };
-        let counting = |jump, name| Again::counting(jump, &syn, client, &folder.join(name));
         Ok([
             same("established", Some(ESTABLISHED), &flow.forth, flow.client)?,
             same("reply", Some(ESTABLISHED), &flow.back, flow.server)?,
             Self {
                 metric: "new connection",
                 bar: Some(NEW),
-                real: counting(&real, "real-count")?,
-                idle: counting(&idle, "idle-count")?,
+                packets: Loop::counting(jumps, &syn, client, (folder, "new"))?,
             },
             same("established, no Service", None, &direct.forth, direct.client)?,
         ])
-    }
-
-    /// Mean time over some `runs`.
-    fn time(&self, runs: u32) -> Result<f64> {
-        let loops = (runs / LOOP).max(1);
-        let mut sum = 0.0;
-        for _ in 0..loops {
-            sum += self.real.run(LOOP, REDIRECTED)? - self.idle.run(LOOP, 0)?;
-        }
-        Ok(sum / f64::from(loops))
     }
 }
 
@@ -156,7 +140,7 @@ fn measure(rig: &Rig, bpffs: &Path, options: &Options) -> Result<Vec<Row>> {
     let mut all = KINDS.map(|_| [Series::default(), Series::default()]);
     for _ in 0..rounds {
         for (kind, series) in loops.iter().zip(&mut looped) {
-            series.push(kind.time(new)?);
+            series.push(kind.packets.time(new, REDIRECTED)?);
         }
         let frame = &rig.flow(0)?.forth;
         // Ends with the round: it slows every program of the machine down.

@@ -3,12 +3,14 @@
 use super::Subject;
 use crate::load::{Cpus, Server};
 use crate::services::Services;
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use netd_integration::lab::Lab;
 use netd_integration::node::{Node, Tables};
 use netd_integration::state::State;
 use netd_integration::wait;
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
 use std::time::Duration;
 
 /// How long an agent may take to take over all Services.
@@ -78,4 +80,17 @@ pub(crate) fn with_netd(lab: &Lab, count: u32, cpus: Cpus) -> Result<Subject<'_>
         server: Server::start(&server.netns, cpus)?,
         _node: Some(node),
     })
+}
+
+/// A memory figure of the agent, as `/proc/PID/status` calls it, in MiB.
+///
+/// # Errors
+/// It does not run.
+pub(crate) fn memory_of(node: &Node<'_>, key: &str) -> Result<f64> {
+    let path = format!("/proc/{}/status", node.agent_id()?);
+    let text = fs::read_to_string(Path::new(&path))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+    let kib: f64 =
+        line.with_context(|| format!("no {key} in {path}"))?.trim().trim_end_matches(" kB").parse()?;
+    Ok(kib / 1024.0)
 }

@@ -7,11 +7,11 @@
 //! | servers | the others, four of them behind each Service of [`crate::services`] |
 //! | source ports | below 49 152 of new connections, above of those that are established beforehand |
 
+use crate::cases::frames::{REDIRECTED, Segment, ends, frame};
 use crate::services::{PORT, Services};
 use crate::subjects::tables_for;
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::ProgramInfo;
-use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use netd::datapath::config::{Audit, Config, Timeouts};
 use netd::datapath::test_run::{Ran, Stage};
 use netd::datapath::{Datapath, Sets};
@@ -29,8 +29,6 @@ const SERVERS: u32 = 64;
 const FIRST_POD: u32 = u32::from_be_bytes([10, 244, 1, 2]);
 const SERVER_PORT: u16 = 8080;
 const TCP: u8 = 6;
-/// `TC_ACT_REDIRECT`: to a pod of this node.
-pub(super) const REDIRECTED: i32 = 7;
 
 const FIRST_NEW: u32 = 1_024;
 const FIRST_ESTABLISHED: u32 = 49_152;
@@ -59,15 +57,6 @@ pub(super) struct Rig {
     vips: Vec<Ipv4Addr>,
     flows: Vec<Flow>,
     new: AtomicU32,
-}
-
-/// Bits of a TCP segment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Segment {
-    Syn,
-    SynAck,
-    Ack,
-    Data,
 }
 
 fn ip(pod: u32) -> Ipv4Addr {
@@ -268,36 +257,6 @@ fn write(datapath: &Datapath, count: u32) -> Result<Vec<Ipv4Addr>> {
         vips.push(service.vip);
     }
     Ok(vips)
-}
-
-fn frame(source: SocketAddrV4, destination: SocketAddrV4, segment: Segment) -> Result<Vec<u8>> {
-    let builder = PacketBuilder::ethernet2([2, 0, 0, 1, 0, 0], [2, 0x6e, 0x65, 0x74, 0x64, 1])
-        .ipv4(source.ip().octets(), destination.ip().octets(), 64)
-        .tcp(source.port(), destination.port(), 1000, 64_000);
-    let (builder, payload): (_, &[u8]) = match segment {
-        Segment::Syn => (builder.syn(), b""),
-        Segment::SynAck => (builder.syn().ack(1001), b""),
-        Segment::Ack => (builder.ack(1001), b""),
-        Segment::Data => (builder.ack(1001).psh(), b"sixteen bytes..."),
-    };
-    let mut frame = Vec::with_capacity(builder.size(payload.len()));
-    builder.write(&mut frame, payload)?;
-    Ok(frame)
-}
-
-/// Source and destination of a TCP segment.
-fn ends(frame: &[u8]) -> Result<(SocketAddrV4, SocketAddrV4)> {
-    let sliced = SlicedPacket::from_ethernet(frame)?;
-    match (sliced.net, sliced.transport) {
-        (Some(NetSlice::Ipv4(ip)), Some(TransportSlice::Tcp(tcp))) => {
-            let header = ip.header();
-            Ok((
-                SocketAddrV4::new(header.source_addr(), tcp.source_port()),
-                SocketAddrV4::new(header.destination_addr(), tcp.destination_port()),
-            ))
-        }
-        _ => anyhow::bail!("not TCP over IPv4"),
-    }
 }
 
 /// A xorshift generator (Marsaglia 2003), the same numbers in every run.

@@ -195,6 +195,51 @@ impl Again {
     }
 }
 
+/// A packet's way through a program, beside its way through one that does nothing.
+#[derive(Debug)]
+pub(super) struct Loop {
+    real: Again,
+    idle: Again,
+}
+
+/// Runs in one loop of the kernel's.
+const LOOP: u32 = 1_000;
+
+impl Loop {
+    /// Through two programs by `jumps`, the second of which does nothing: the frame comes from this interface.
+    pub(super) fn same([real, idle]: [&Jump; 2], frame: &[u8], ifindex: u32) -> Result<Self> {
+        let again = |jump| Again::same(jump, frame, ifindex);
+        Ok(Self { real: again(real)?, idle: again(idle)? })
+    }
+
+    /// The same with another source port each time, from the frame's on; maps of this name are pinned in `folder`.
+    pub(super) fn counting(
+        [real, idle]: [&Jump; 2],
+        frame: &[u8],
+        ifindex: u32,
+        (folder, name): (&Path, &str),
+    ) -> Result<Self> {
+        let again =
+            |jump, kind| Again::counting(jump, frame, ifindex, &folder.join(format!("{name}-{kind}")));
+        Ok(Self { real: again(real, "real")?, idle: again(idle, "idle")? })
+    }
+
+    /// Runs the packet through the program once, which must end in this verdict.
+    pub(super) fn once(&self, verdict: i32) -> Result<()> {
+        self.real.run(1, verdict).map(drop)
+    }
+
+    /// Mean time over some `runs` in nanoseconds, each of which must end in this verdict.
+    pub(super) fn time(&self, runs: u32, verdict: i32) -> Result<f64> {
+        let loops = (runs / LOOP).max(1);
+        let mut sum = 0.0;
+        for _ in 0..loops {
+            sum += self.real.run(LOOP, verdict)? - self.idle.run(LOOP, 0)?;
+        }
+        Ok(sum / f64::from(loops))
+    }
+}
+
 /// A map of one row, pinned.
 fn map(at: &Path, kind: &str, value: u32) -> Result<MapData> {
     let path = at.display();
