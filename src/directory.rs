@@ -25,8 +25,8 @@ pub mod status;
 #[cfg(test)]
 mod tests;
 
-use crate::model::Model;
 use crate::model::report::{Problem, Report, Severity};
+use crate::model::{Model, ObjectName};
 use crate::telemetry::chain;
 use config::Config;
 use document::Parsed;
@@ -392,7 +392,8 @@ impl Source {
     fn assemble(&mut self, replaced: Option<&[(Content, Content)]>) -> Arc<Model> {
         let patched = match (&self.assembled, replaced) {
             (Some((model, problems)), Some(replaced)) => {
-                assemble::patch(model, replaced).map(|model| (Arc::new(model), problems.clone()))
+                let patched = assemble::patch(model, replaced, |pod| self.report_of(pod));
+                patched.map(|model| (Arc::new(model), problems.clone()))
             }
             _ => None,
         };
@@ -411,6 +412,12 @@ impl Source {
         self.settled.extend(problems.iter().cloned());
         self.assembled = Some((Arc::clone(&model), problems));
         model
+    }
+
+    /// The report on a pod, as [`Self::assemble_all`] takes it.
+    fn report_of(&self, pod: &ObjectName) -> Option<&PodStatus> {
+        let mut reports = self.statuses.values().rev().filter_map(|file| file.read.as_ref().ok());
+        reports.find(|report| report.namespace == *pod.namespace && report.name == *pod.name)
     }
 
     fn assemble_all(&self) -> (Arc<Model>, Vec<Problem>) {

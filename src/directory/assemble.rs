@@ -51,13 +51,23 @@ pub(super) fn assemble<'e>(
     (model, problems)
 }
 
-/// The model with some files' objects in the place of others; none if that is not all: what becomes of a Pod
-/// depends on reports and on its Node.
-pub(super) fn patch(former: &Model, replaced: &[(Content, Content)]) -> Option<Model> {
+/// The model with some files' objects in the place of others; none if that is not all: what becomes of a Pod depends
+/// on its Node, too, and one whose report contradicts it is a problem. `report` gives a pod's report.
+pub(super) fn patch<'r>(
+    former: &Model,
+    replaced: &[(Content, Content)],
+    report: impl Fn(&ObjectName) -> Option<&'r PodStatus>,
+) -> Option<Model> {
     let mut model = former.clone();
     for entry in replaced.iter().flat_map(|(old, _)| old.iter()) {
         match &entry.object {
-            Object::Node(_) | Object::Pod(..) => return None,
+            Object::Node(_) => return None,
+            Object::Pod(pod, _) => {
+                if report(&pod.name).is_some_and(|report| usable(pod, report).is_err()) {
+                    return None;
+                }
+                model.pods.remove(&pod.name);
+            }
             Object::Namespace(namespace) => drop(model.namespaces.remove(&namespace.name)),
             Object::Service(service) => drop(model.services.remove(&service.name)),
             Object::EndpointSlice(slice) => drop(model.slices.remove(&slice.key())),
@@ -65,10 +75,18 @@ pub(super) fn patch(former: &Model, replaced: &[(Content, Content)]) -> Option<M
         }
     }
     for entry in replaced.iter().flat_map(|(_, new)| new.iter()) {
-        if matches!(entry.object, Object::Node(_) | Object::Pod(..)) {
-            return None;
+        match &entry.object {
+            Object::Node(_) => return None,
+            Object::Pod(pod, ready) => {
+                let report = report(&pod.name);
+                if report.is_some_and(|report| usable(pod, report).is_err()) {
+                    return None;
+                }
+                let pod = complete(pod, *ready, report, &model.nodes);
+                put(&mut model.pods, &former.pods, pod.name.clone(), &pod);
+            }
+            object => insert(&mut model, former, object),
         }
-        insert(&mut model, former, &entry.object);
     }
     keep_all(&mut model, former);
     Some(model)
@@ -239,5 +257,46 @@ mod tests {
             show(&model, "h"),
             (vec!["192.0.2.1".to_owned(), "fd00::1".to_owned()], Some("n1".to_owned()), true)
         );
+    }
+
+    /// One file of two is written anew, in all ways.
+    #[test]
+    fn a_patched_model_is_the_one_put_together() {
+        let read = |text: &str| {
+            let parsed = parse(Path::new("f"), text.as_bytes(), Format::Yaml);
+            parsed.content.unwrap_or_else(|| panic!("{:?}", parsed.problems))
+        };
+        let node = "---\napiVersion: v1\nkind: Node\nmetadata: {name: n1}\n\
+                    status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}\n";
+        let other = read(&(pod("a", "") + &pod("h", "spec: {hostNetwork: true, nodeName: n1}") + node));
+        let texts = [
+            String::new(),
+            pod("b", ""),
+            pod("b", "spec: {nodeName: n2}"),
+            pod("b", "status: {podIP: 10.0.0.9, conditions: [{type: Ready, status: 'False'}]}"),
+            pod("b", "spec: {hostNetwork: true, nodeName: n1}") + &pod("c", "status: {podIP: 10.0.0.7}"),
+            pod("c", "") + "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: x}\n",
+            "apiVersion: v1\nkind: Node\nmetadata: {name: n2}\n".to_owned(),
+        ];
+        let told = [report("a", "n1", "10.0.0.1"), report("b", "n1", "10.0.0.2")];
+        let whole = |former: &Model, content: &Content| {
+            let reports = told.iter().map(|report| (report.pod(), (Path::new("s"), report))).collect();
+            assemble(former, other.iter().chain(content.iter()), reports)
+        };
+        let (mut patched, mut contradicted) = (0, 0);
+        for (old, new) in texts.iter().flat_map(|old| texts.iter().map(move |new| (old, new))) {
+            let contents = [old, new].map(|text| read(text));
+            let [(before, problems), (after, problems_after)] =
+                [&contents[0], &contents[1]].map(|content| whole(&Model::default(), content));
+            contradicted += usize::from(!problems_after.is_empty());
+            let [old, new] = contents;
+            let of_pod = |name: &ObjectName| told.iter().find(|report| report.pod() == *name);
+            if let Some(model) = patch(&before, &[(old, new)], of_pod) {
+                assert_eq!((model, problems), (after, problems_after));
+                patched += 1;
+            }
+        }
+        // All but those with a Node or a pod that its report contradicts.
+        assert_eq!((patched, contradicted), (25, 7));
     }
 }
