@@ -147,7 +147,7 @@ pub struct ContainerPort {
 pub struct Pod {
     /// Namespace and name.
     pub name: ObjectName,
-    /// `metadata.uid`, empty if the source has none.
+    /// `metadata.uid` as runtimes are told, which of a static pod is not its mirror's; empty if the source has none.
     pub uid: Arc<str>,
     /// `metadata.labels`.
     pub labels: Labels,

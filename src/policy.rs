@@ -32,6 +32,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// Which way packets go, seen from the pod whose policies are asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -70,6 +71,8 @@ pub struct LocalPod {
     pub endpoint: u32,
     /// Its name; a container that no pod is behind has none, and no policy selects it.
     pub pod: Option<ObjectName>,
+    /// `metadata.uid` of the pod, if the runtime told.
+    pub uid: Option<Arc<str>>,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
 }

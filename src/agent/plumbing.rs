@@ -9,7 +9,6 @@ use crate::ipam::ledger::Entry;
 use crate::model::ObjectName;
 use crate::net::netlink::Netlink;
 use crate::net::pod::{self, PodInterface, PodLink};
-use crate::policy::LocalPod;
 use crate::reconcile::policy;
 use crate::store::Store;
 use netd_bpf::pod::Pod;
@@ -145,8 +144,7 @@ impl Plumbing for Kernel {
     }
 
     async fn prepare(&self, entry: &Entry, wait: Duration) -> Result<(), Fault> {
-        let (endpoint, pod, addresses) = (entry.endpoint, entry.pod.clone(), entry.addresses.clone());
-        let prepared = self.policy.prepare(LocalPod { endpoint, pod, addresses }, wait).await;
+        let prepared = self.policy.prepare(policy::local_pod(entry), wait).await;
         prepared.map_err(|error| Fault::NotYet(Box::new(error)))
     }
 

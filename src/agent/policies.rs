@@ -4,7 +4,6 @@ use super::drops::Names as _;
 use super::state::State;
 use crate::answer::policy::{Closed, RuleName};
 use crate::datapath::Error;
-use crate::model::ObjectName;
 use crate::policy::{Problem, Sets};
 use crate::reconcile::policy::PolicyStatus;
 use netd_bpf::policy::set;
@@ -40,7 +39,9 @@ pub(super) fn held(state: &State) -> Result<BTreeMap<u32, Sets>, Error> {
 pub(super) fn closed(state: &State) -> BTreeMap<u32, Closed> {
     let status = state.policy.status.borrow().clone();
     let called = |endpoint| state.pod(endpoint);
-    closed_pods(&held(state).unwrap_or_default(), called, |endpoint| no_room(&status, endpoint))
+    closed_pods(&held(state).unwrap_or_default(), called, |endpoint, pod| {
+        no_room(&status, endpoint).or_else(|| unusable_of(&status.problems, pod, &[]))
+    })
 }
 
 /// What rows the policies of a pod lack, if they lack some.
@@ -50,18 +51,13 @@ fn no_room(status: &PolicyStatus, endpoint: u32) -> Option<String> {
     (!all.is_empty()).then(|| all.join("; "))
 }
 
-/// Why one of these policies cannot be put into effect as it is, if one cannot.
-pub(super) fn unusable(state: &State, policies: &[String]) -> Option<String> {
-    unusable_of(&state.policy.status.borrow().problems, policies)
+/// Why a pod that these policies isolate is closed, if it is not for want of room.
+pub(super) fn unusable(state: &State, pod: &str, isolating: &[String]) -> Option<String> {
+    unusable_of(&state.policy.status.borrow().problems, pod, isolating)
 }
 
-fn unusable_of(problems: &[Problem], policies: &[String]) -> Option<String> {
-    let is = |name: &ObjectName| policies.contains(&name.to_string());
-    let about = |problem: &&Problem| match problem {
-        Problem::Broken { policy, .. } => is(policy),
-        Problem::TooLong { policies, .. } => policies.iter().all(is),
-    };
-    problems.iter().find(about).map(ToString::to_string)
+fn unusable_of(problems: &[Problem], pod: &str, isolating: &[String]) -> Option<String> {
+    problems.iter().find(|problem| problem.concerns(pod, isolating)).map(ToString::to_string)
 }
 
 /// This node's own addresses, beside those that its Node object has.
@@ -73,13 +69,14 @@ pub(super) fn node_addresses(state: &State) -> Vec<IpAddr> {
 fn closed_pods(
     held: &BTreeMap<u32, Sets>,
     called: impl Fn(u32) -> Option<String>,
-    reason: impl Fn(u32) -> Option<String>,
+    reason: impl Fn(u32, &str) -> Option<String>,
 ) -> BTreeMap<u32, Closed> {
     let closed = held.iter().filter(|(_, sets)| sets.egress == set::CLOSED || sets.ingress == set::CLOSED);
     closed
         .map(|(endpoint, _)| {
             let pod = called(*endpoint).unwrap_or_else(|| format!("number {endpoint}"));
-            (*endpoint, Closed { pod, reason: reason(*endpoint) })
+            let reason = reason(*endpoint, &pod);
+            (*endpoint, Closed { pod, reason })
         })
         .collect()
 }
@@ -87,6 +84,7 @@ fn closed_pods(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::ObjectName;
     use crate::policy::Direction;
     use crate::reconcile::policy::Closed as Lacking;
 
@@ -118,9 +116,9 @@ mod tests {
             why: "it names nobody".to_owned(),
         };
         let names = |all: &[&str]| all.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
-        let told = unusable_of(std::slice::from_ref(&broken), &names(&["shop/all", "shop/db"]));
+        let told = unusable_of(std::slice::from_ref(&broken), "shop/web", &names(&["shop/all", "shop/db"]));
         assert_eq!(told, Some(broken.to_string()));
-        assert_eq!(unusable_of(&[broken], &names(&["shop/all"])), None);
+        assert_eq!(unusable_of(&[broken], "shop/web", &names(&["shop/all"])), None);
     }
 
     #[test]
@@ -132,7 +130,7 @@ mod tests {
             (3, Sets { egress: set::CLOSED, ..open }),
         ]);
         let called = |endpoint| (endpoint == 2).then(|| "shop/web".to_owned());
-        let reason = |endpoint| (endpoint == 2).then(|| "the table is full".to_owned());
+        let reason = |endpoint, _: &str| (endpoint == 2).then(|| "the table is full".to_owned());
         let closed: Vec<_> = closed_pods(&held, called, reason)
             .into_values()
             .map(|closed| (closed.pod, closed.reason))

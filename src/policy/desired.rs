@@ -154,6 +154,12 @@ pub enum Problem {
         /// Why.
         why: String,
     },
+    /// The model has no object of a pod of this node, and policies of its namespace ask for labels: it is closed in the
+    /// directions that these are about.
+    Unknown {
+        /// The pod.
+        pod: ObjectName,
+    },
     /// Policies that isolate a pod together need more ranges than a list may have: such pods are closed.
     TooLong {
         /// The direction.
@@ -165,6 +171,19 @@ pub enum Problem {
     },
 }
 
+impl Problem {
+    /// Whether it is about this pod, isolated by these policies.
+    #[must_use]
+    pub fn concerns(&self, pod: &str, isolating: &[String]) -> bool {
+        let isolates = |name: &ObjectName| isolating.contains(&name.to_string());
+        match self {
+            Self::Unknown { pod: unknown } => unknown.to_string() == pod,
+            Self::Broken { policy, .. } => isolates(policy),
+            Self::TooLong { policies, .. } => policies.iter().all(isolates),
+        }
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -174,6 +193,11 @@ impl fmt::Display for Problem {
                     "NetworkPolicy {policy} cannot be read: {why}; the pods that it selects are closed for {direction}"
                 )
             }
+            Self::Unknown { pod } => write!(
+                f,
+                "the source has no Pod {pod}, and NetworkPolicies of its namespace ask for labels: it is closed for what \
+                 these are about"
+            ),
             Self::TooLong { direction, policies, ranges } => {
                 let names: Vec<String> = policies.iter().map(ToString::to_string).collect();
                 write!(
@@ -225,6 +249,8 @@ pub struct Touched {
     pub rows: HashSet<PolicyKey>,
     /// Sets that came or went, with all their rows.
     pub sets: BTreeSet<u64>,
+    /// Rules that came or went.
+    pub rules: BTreeSet<u32>,
 }
 
 impl Touched {
@@ -237,12 +263,13 @@ impl Touched {
     /// Nothing differs.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        let Self { all, pods, identities, blocks, rows, sets } = self;
+        let Self { all, pods, identities, blocks, rows, sets, rules } = self;
         !all && pods.is_empty()
             && identities.is_empty()
             && blocks.is_empty()
             && rows.is_empty()
             && sets.is_empty()
+            && rules.is_empty()
     }
 
     /// What differs after this and then another change.
@@ -253,5 +280,6 @@ impl Touched {
         self.blocks.extend(other.blocks);
         self.rows.extend(other.rows);
         self.sets.extend(other.sets);
+        self.rules.extend(other.rules);
     }
 }

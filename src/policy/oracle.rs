@@ -233,18 +233,23 @@ fn matches_peer(model: &Model, peer: &NetworkPolicyPeer, namespace: &str, other:
     // namespaceSelector." And without a namespaceSelector "the pods matching podSelector in the policy's own
     // namespace".
     let namespace_matches = match &peer.namespace_selector {
-        Some(selector) => selects(selector, &namespace_labels(model, &pod.name.namespace)),
+        Some(selector) => selects_namespace(model, selector, &pod.name.namespace),
         None => *pod.name.namespace == *namespace,
     };
     namespace_matches && peer.pod_selector.as_ref().is_none_or(|selector| selects(selector, &pod.labels))
 }
 
 /// Concept: "The Kubernetes control plane sets an immutable label kubernetes.io/metadata.name on all namespaces, the
-/// value of the label is the namespace name." netd: also on one of which the source has no object.
-fn namespace_labels(model: &Model, name: &str) -> Labels {
-    let mut labels = model.namespaces.get(name).map(|namespace| namespace.labels.clone()).unwrap_or_default();
-    labels.insert("kubernetes.io/metadata.name".to_owned(), name.to_owned());
-    labels
+/// value of the label is the namespace name." netd: of a namespace that the source has no object of, nothing else is
+/// sure, and so no requirement about anything else is met.
+fn selects_namespace(model: &Model, selector: &LabelSelector, name: &str) -> bool {
+    const NAME: &str = "kubernetes.io/metadata.name";
+    let namespace = model.namespaces.get(name);
+    let mut labels = namespace.map(|namespace| namespace.labels.clone()).unwrap_or_default();
+    labels.insert(NAME.to_owned(), name.to_owned());
+    let asks_for_others = selector.match_labels.iter().flatten().any(|(key, _)| key != NAME)
+        || selector.match_expressions.iter().flatten().any(|requirement| requirement.key != NAME);
+    selects(selector, &labels) && (namespace.is_some() || !asks_for_others)
 }
 
 /// API: "The result of matchLabels and matchExpressions are ANDed. An empty label selector matches all objects."

@@ -140,6 +140,12 @@ impl Planner {
         self.classes.name(number)
     }
 
+    /// How many identities there are, beside that of all the world.
+    #[must_use]
+    pub fn identities(&self) -> usize {
+        self.classes.len()
+    }
+
     /// A number for something within this planner; none is given twice.
     fn id(&mut self) -> u32 {
         self.next_id += 1;

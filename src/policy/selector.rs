@@ -1,7 +1,7 @@
 //! Label selectors, compiled, and an index that finds those that may match.
 //!
 //! As `LabelSelectorAsSelector` of apimachinery has it: requirements are all to be met, an empty selector matches
-//! everything, and `NotIn` is met also where the key is missing.
+//! everything, and `NotIn` is met also where the key is missing. Labels that are not known meet nothing.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use std::borrow::Borrow;
@@ -78,6 +78,18 @@ impl Selector {
             (Test::In(_), None) => false,
             (Test::NotIn(_), None) => true,
         })
+    }
+
+    /// The same where labels beside those that are found may not be `known`: then what asks for one that is not found
+    /// is not met, not even if it asks that there be none.
+    pub fn matches_known<'l>(&self, label: impl Fn(&str) -> Option<&'l str>, known: bool) -> bool {
+        (known || self.0.iter().all(|requirement| label(&requirement.key).is_some())) && self.matches(label)
+    }
+
+    /// True if it selects everything.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// The requirements.
@@ -186,6 +198,11 @@ impl Index {
     ) -> impl Iterator<Item = u32> {
         let found = labels.filter_map(|(key, value)| self.by_label.get(key, value)).flatten();
         found.chain(&self.rest).copied()
+    }
+
+    /// All of them, each at least once.
+    pub(super) fn all(&self) -> impl Iterator<Item = u32> {
+        self.by_label.0.values().flat_map(HashMap::values).flatten().chain(&self.rest).copied()
     }
 
     /// True if there are none.

@@ -85,7 +85,7 @@ impl World {
             IpAddr::V4(v4) => v4.octets()[3].into(),
             IpAddr::V6(v6) => v6.octets()[15].into(),
         };
-        self.locals.insert(endpoint, LocalPod { endpoint, pod, addresses: addresses.to_vec() });
+        self.locals.insert(endpoint, LocalPod { endpoint, pod, uid: None, addresses: addresses.to_vec() });
         self
     }
 

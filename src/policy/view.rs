@@ -251,8 +251,9 @@ fn isolates(compiled: &Compiled) -> Vec<answer::Direction> {
 }
 
 fn selects(policy: &ObjectName, compiled: &Compiled, subject: &Subject<'_>) -> bool {
-    let label = |key: &str| subject.pod?.labels.get(key).map(String::as_str);
-    policy.namespace == subject.name.namespace && compiled.subject.matches(label)
+    // Of one that is not known any may.
+    let is_meant = |pod: &Pod| compiled.subject.matches(|key| pod.labels.get(key).map(String::as_str));
+    policy.namespace == subject.name.namespace && subject.pod.is_none_or(is_meant)
 }
 
 fn selected<'s, 'm>(

@@ -198,8 +198,10 @@ pub enum Unprepared {
     /// The source has not spoken.
     #[error("the source of state is not synced after {0:?}")]
     Unsynced(Duration),
-    /// The source keeps pods, but not this one (yet): its labels tell which of its namespace's policies are about it.
-    #[error("the source does not know pod {0} after {1:?}, and policies of its namespace ask for labels")]
+    /// The source has no object of this pod (yet): its labels tell which of its namespace's policies are about it.
+    #[error(
+        "the source does not know this pod {0} after {1:?}, and policies of its namespace may ask for its labels"
+    )]
     Unknown(ObjectName, Duration),
     /// The kernel refuses.
     #[error("the policy tables cannot be written: {0}")]
@@ -372,12 +374,24 @@ impl<M: PolicyMaps> Reconciler<M> {
     }
 }
 
-/// False where policies of the pod's namespace select by labels, and the source has others but not this pod's. A source
-/// that keeps no pods, as on a bare machine, will not bring this one: it has no labels.
+/// What planning needs to know of an entry of the ledger.
+#[must_use]
+pub fn local_pod(entry: &ledger::Entry) -> LocalPod {
+    LocalPod {
+        endpoint: entry.endpoint,
+        pod: entry.pod.clone(),
+        uid: entry.pod_uid.as_deref().map(Into::into),
+        addresses: entry.addresses.clone(),
+    }
+}
+
+/// False where the model has another pod of this name than this one, or none, and policies of its namespace ask for
+/// labels.
 fn tells(model: &Model, pod: &LocalPod) -> bool {
     let Some(name) = &pod.pod else { return true };
-    if model.pods.is_empty() || model.pods.contains_key(name) {
-        return true;
+    if let Some(object) = model.pods.get(name) {
+        // One source or the other may not give a pod's UID.
+        return object.uid.is_empty() || pod.uid.as_ref().is_none_or(|uid| **uid == *object.uid);
     }
     let first = ObjectName { namespace: Arc::clone(&name.namespace), name: "".into() };
     let own = model.policies.range(first..).take_while(|(other, _)| other.namespace == name.namespace);

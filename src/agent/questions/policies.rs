@@ -7,6 +7,7 @@ use crate::answer::policy::{Direction, Effect, Evaluated, Explained, Policies, S
 use crate::model::ObjectName;
 use crate::policy::view::{self, Question, View};
 use crate::policy::{LocalPod, Sets};
+use crate::reconcile::policy::local_pod;
 use netd_bpf::policy::set;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -29,14 +30,9 @@ fn viewed<T>(
     if !snapshot.synced {
         return Err(Refusal::Failed("the source was not read yet: see netd status".to_owned()));
     }
-    let pod = |entry: &crate::ipam::ledger::Entry| LocalPod {
-        endpoint: entry.endpoint,
-        pod: entry.pod.clone(),
-        addresses: entry.addresses.clone(),
-    };
     let ledger = state.cni.state();
     let locals: BTreeMap<u32, LocalPod> =
-        ledger.entries().map(|entry| (entry.endpoint, pod(entry))).collect();
+        ledger.entries().map(|entry| (entry.endpoint, local_pod(entry))).collect();
     let addresses: Vec<IpAddr> = policies::node_addresses(state);
     let view =
         View { model: &snapshot.model, node: Some(&state.node), locals: &locals, node_addresses: &addresses };
@@ -84,7 +80,7 @@ pub(in crate::agent) fn explain(state: &State, pod: &str) -> Result<Explained, R
         let closed = policies::closed(state);
         let reason = wanted.iter().find_map(|(endpoint, _)| closed.get(endpoint)?.reason.clone());
         let isolating = [told.ingress.policies.clone(), told.egress.policies.clone()].concat();
-        let reason = reason.or_else(|| policies::unusable(state, &isolating));
+        let reason = reason.or_else(|| policies::unusable(state, &told.pod, &isolating));
         let reason = reason.unwrap_or_else(|| "its policies could not be put into effect".to_owned());
         told.problem = Some(format!("nothing is allowed: {reason}"));
     }

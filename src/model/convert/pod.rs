@@ -6,6 +6,8 @@ use k8s_openapi::api::core::v1 as core;
 
 /// Annotations that the model keeps.
 const ANNOTATIONS: &str = "netd.io/";
+/// Annotation of a static pod's mirror: the UID that the kubelet, and so the runtime, gives the pod itself.
+const STATIC_UID: &str = "kubernetes.io/config.mirror";
 
 /// The condition `Ready`, if the Pod has it.
 #[must_use]
@@ -53,7 +55,10 @@ pub fn pod(object: core::Pod) -> Result<Pod, Error> {
 
     Ok(Pod {
         name,
-        uid: meta.uid.unwrap_or_default().into(),
+        uid: {
+            let mirrored = meta.annotations.as_ref().and_then(|annotations| annotations.get(STATIC_UID));
+            mirrored.or(meta.uid.as_ref()).map_or("", String::as_str).into()
+        },
         labels: field::labels(meta.labels),
         annotations: {
             let mut annotations = field::labels(meta.annotations);

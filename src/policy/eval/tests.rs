@@ -152,8 +152,8 @@ fn a_pod_without_labels_matches_what_asks_for_none() {
     );
     assert_eq!(reach(&world, WEB, TCP, 80), "+----");
     let mut world = world;
-    world.here(Some(name("shop/new")), &[ip("10.0.0.9")]);
-    assert_eq!(allowed(&world.desired(), &[("10.0.0.9", WEB, TCP, 80)]), "+", "known to the ledger only");
+    world.local(pod("shop/new", "", &["10.0.0.9"]));
+    assert_eq!(allowed(&world.desired(), &[("10.0.0.9", WEB, TCP, 80)]), "+");
 }
 
 #[test]
@@ -395,10 +395,6 @@ fn the_ledger_knows_which_pods_are_here() {
     );
     assert!(!verdict(&desired, TEAM, "10.0.0.21", TCP, 1).allowed());
     assert_eq!(verdict(&desired, TEAM, "10.0.0.22", TCP, 1).ingress, Side::Elsewhere);
-    let mut labelled = World::new();
-    labelled.here(Some(name("shop/unknown")), &[ip("10.0.0.21")]);
-    labelled.policy("shop/deny", &json!({ "podSelector": { "matchLabels": { "app": "web" } } }));
-    assert!(verdict(&labelled.desired(), TEAM, "10.0.0.21", TCP, 1).allowed());
 }
 
 #[test]
@@ -443,4 +439,72 @@ fn a_list_that_is_too_long_closes_its_pods_until_it_is_shorter() {
         "+-+"
     );
     assert!(planner.desired().problems.is_empty());
+}
+
+/// Nothing is known of the labels of `shop/late`, which is here, and of those of the namespace `far`.
+#[test]
+fn what_is_not_known_is_not_allowed() {
+    let mut world = World::new();
+    world.namespace("shop", "").namespace("blog", "");
+    world.local(pod("shop/web", "app=web", &["10.0.0.1"])).here(Some(name("shop/late")), &[ip("10.0.0.2")]);
+    world.remote(pod("far/pod", "", &["10.1.0.1"])).remote(pod("blog/pod", "", &["10.1.0.2"]));
+    let from = |peer: &Value| json!({ "podSelector": { "matchLabels": { "app": "web" } }, "ingress": [{ "from": [peer] }] });
+    let (late, far, blog) = ("10.0.0.2", "10.1.0.1", "10.1.0.2");
+    let reach = |world: &World| {
+        let packets = [late, far, blog].map(|from| (from, "10.0.0.1", TCP, 80));
+        allowed(&world.desired(), &packets)
+    };
+    for (peer, expected) in [
+        (json!({ "namespaceSelector": {} }), "+++"),
+        (json!({ "podSelector": {} }), "+--"),
+        (not_labelled("podSelector", "DoesNotExist"), "---"),
+        (not_labelled("podSelector", "NotIn"), "---"),
+        (both(&json!({}), "podSelector", "DoesNotExist"), "-++"),
+        (both(&json!({}), "podSelector", "NotIn"), "-++"),
+        (not_labelled("namespaceSelector", "DoesNotExist"), "+-+"),
+        (not_labelled("namespaceSelector", "NotIn"), "+-+"),
+        (json!({ "namespaceSelector": { "matchLabels": { "kubernetes.io/metadata.name": "far" } } }), "-+-"),
+    ] {
+        let mut world = world.clone();
+        world.policy("shop/web", &from(&peer));
+        assert_eq!(reach(&world), expected, "{peer}");
+    }
+    // It may be what the policy is about.
+    assert!(verdict(&world.desired(), blog, late, TCP, 80).allowed());
+    world.policy("shop/web", &from(&json!({ "namespaceSelector": {} })));
+    let desired = world.desired();
+    assert!(
+        !verdict(&desired, blog, late, TCP, 80).allowed() && verdict(&desired, late, blog, TCP, 80).allowed()
+    );
+    assert_eq!(desired.problems, [Problem::Unknown { pod: name("shop/late") }].into());
+    // It is not, it is, and it is not known any more.
+    let mut planner = world.planned();
+    for (object, expected) in [
+        (Some(pod("shop/late", "app=db", &[])), true),
+        (Some(pod("shop/late", "app=web", &[])), true),
+        (Some(pod("shop/late", "app=db", &[])), true),
+        (None, false),
+    ] {
+        match object {
+            Some(object) => drop(world.remote(object)),
+            None => drop(world.model.pods.remove(&name("shop/late"))),
+        }
+        planner.update(world.input());
+        assert_eq!(*planner.desired(), world.desired());
+        assert_eq!(verdict(planner.desired(), blog, late, TCP, 80).allowed(), expected);
+        assert_eq!(planner.desired().problems.is_empty(), expected);
+    }
+}
+
+/// A peer without a label of this key, or without this value of it.
+fn not_labelled(selector: &str, operator: &str) -> Value {
+    let values = if operator == "NotIn" { json!(["yes"]) } else { json!([]) };
+    json!({ selector: { "matchExpressions": [{ "key": "closed", "operator": operator, "values": values }] } })
+}
+
+/// Such a pod, in namespaces like this.
+fn both(namespaces: &Value, selector: &str, operator: &str) -> Value {
+    let mut peer = not_labelled(selector, operator);
+    peer["namespaceSelector"] = namespaces.clone();
+    peer
 }

@@ -252,7 +252,7 @@ fn selectors() {
         ),
         (
             "namespaceSelector: {matchExpressions: [{key: user, operator: NotIn, values: [alice]}]}",
-            [true, false, false, true],
+            [true, false, false, false],
         ),
         (
             "namespaceSelector: {matchExpressions: [{key: user, operator: Exists}]}",
@@ -260,7 +260,7 @@ fn selectors() {
         ),
         (
             "namespaceSelector: {matchExpressions: [{key: user, operator: DoesNotExist}]}",
-            [true, false, false, true],
+            [true, false, false, false],
         ),
         (
             "namespaceSelector: {matchExpressions: [{key: kubernetes.io/metadata.name, operator: In, values: [default, nowhere]}]}",

@@ -9,7 +9,7 @@ use crate::policy::blocks::{GUARD, contains, covers_v4, span};
 use crate::policy::compile::{PortName, write_block};
 use crate::policy::desired::IdentityName;
 use crate::policy::number::{ByNumber, Text};
-use crate::policy::selector::ByLabel;
+use crate::policy::selector::{ByLabel, Selector};
 use ipnet::IpNet;
 use netd_bpf::policy::{Block, identity};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -35,6 +35,10 @@ pub(super) struct ProfileKey {
     pub(super) labels: Vec<(String, String)>,
     /// Its ports of names that egress rules allow, ascending.
     pub(super) ports: Vec<(PortName, u16)>,
+    /// The model has no object of it (yet, or any more): it may have any labels.
+    pub(super) unknown: bool,
+    /// The model has no object of its namespace: that may have any labels beside its name.
+    pub(super) namespace_unknown: bool,
 }
 
 fn find<'l>(labels: &'l [(String, String)], key: &str) -> Option<&'l str> {
@@ -47,12 +51,14 @@ fn pairs(labels: &[(String, String)]) -> impl Iterator<Item = (&str, &str)> {
 }
 
 impl ProfileKey {
-    pub(super) fn label(&self, key: &str) -> Option<&str> {
-        find(&self.labels, key)
+    /// Whether the pod is as a selector asks for, whatever labels it may have that are not known.
+    pub(super) fn pod_matches(&self, selector: &Selector) -> bool {
+        selector.matches_known(|key| find(&self.labels, key), !self.unknown)
     }
 
-    pub(super) fn namespace_label(&self, key: &str) -> Option<&str> {
-        find(&self.namespace_labels, key)
+    /// The same for its namespace.
+    pub(super) fn namespace_matches(&self, selector: &Selector) -> bool {
+        selector.matches_known(|key| find(&self.namespace_labels, key), !self.namespace_unknown)
     }
 
     pub(super) fn labels(&self) -> impl Iterator<Item = (&str, &str)> {
@@ -79,6 +85,9 @@ impl ProfileKey {
         text.count(self.ports.len());
         for (PortName { proto, name }, port) in &self.ports {
             text.number((*proto).into()).str(name).number((*port).into());
+        }
+        for unknown in [self.unknown, self.namespace_unknown] {
+            text.number(unknown.into());
         }
     }
 }
@@ -164,6 +173,11 @@ impl Classes {
         });
         let there = up_to.filter(|place| self.blocks.contains_key(place));
         there.filter(move |place| self.blocks.get(place).is_some_and(|one| contains(&one.block, &inner)))
+    }
+
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.classes.len()
     }
 
     /// What an identity's number stands for.

@@ -58,11 +58,10 @@ impl Peer {
     fn matches_profile(&self, profile: &ProfileKey) -> bool {
         match self {
             Self::Pods { scope: Scope::Own(namespace), pods } => {
-                profile.namespace.as_ref() == Some(namespace) && pods.matches(|key| profile.label(key))
+                profile.namespace.as_ref() == Some(namespace) && profile.pod_matches(pods)
             }
             Self::Pods { scope: Scope::Selected(namespaces), pods } => {
-                namespaces.matches(|key| profile.namespace_label(key))
-                    && pods.matches(|key| profile.label(key))
+                profile.namespace_matches(namespaces) && profile.pod_matches(pods)
             }
             Self::Named(name) => profile.port(name).is_some(),
             Self::Block { .. } => false,

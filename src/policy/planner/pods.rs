@@ -2,7 +2,8 @@
 //!
 //! A pod is known by the model, by the ledger (then it is local), or by both. The ledger is right about which pods are
 //! here and which addresses they have; the model is right about labels and ports. A local pod that the model does not
-//! know has no labels, which its namespace's policies may select.
+//! know may have any labels: a policy of its namespace that asks for some closes it, and who asks that others have none
+//! does not mean it. So it is for one whose object came late, and for one that runs on after its object was deleted.
 
 use super::Planner;
 use super::addresses::Claim;
@@ -56,6 +57,11 @@ impl PodRecord {
 
     fn labels(&self) -> Option<&Labels> {
         self.object.as_ref().map(|pod| &pod.labels)
+    }
+
+    /// The model has no object of it.
+    pub(super) fn unknown(&self) -> bool {
+        self.object.is_none()
     }
 
     /// A label.
@@ -293,7 +299,8 @@ impl Planner {
             }
             for id in &namespace.locals {
                 let Some(pod) = self.pods.records.get(id) else { continue };
-                if selectors.iter().any(|selector: &Selector| selector.matches(|key| pod.label(key))) {
+                let selected = |selector: &Selector| pod.unknown() || selector.matches(|key| pod.label(key));
+                if selectors.iter().any(selected) {
                     self.dirty.subjects.insert(*id);
                 }
             }
@@ -346,6 +353,8 @@ impl Planner {
             namespace_labels: asked.map(own).collect(),
             labels: pod.all_labels().filter(|(key, _)| self.peers.labels.has(*key)).map(own).collect(),
             ports,
+            unknown: pod.unknown(),
+            namespace_unknown: namespace.is_none_or(|namespace| namespace.object.is_none()),
         }
     }
 

@@ -167,6 +167,7 @@ impl Planner {
             };
             self.policies.rules.insert(number, rule);
             self.desired.rules.insert(number, RuleName { policy: name.clone(), direction, index });
+            self.touched.rules.insert(number);
             record.rules.push(number);
         }
         self.policies.parts.insert(id, record);
@@ -186,6 +187,7 @@ impl Planner {
         for number in &part.rules {
             let Some(rule) = self.policies.rules.remove(number) else { continue };
             self.desired.rules.remove(number);
+            self.touched.rules.insert(*number);
             if part.direction == Direction::Egress {
                 for port in rule.ports.iter().flatten() {
                     if let Port::Named(port) = port {

@@ -123,8 +123,13 @@ impl Planner {
         for id in &subjects {
             let Some(pod) = self.pods.records.get(id) else { continue };
             let before = pod.sets;
-            let local = !pod.endpoints.is_empty();
-            let now = if local { self.sets_of(*id) } else { Sets::OPEN };
+            let (local, unknown) = (!pod.endpoints.is_empty(), Problem::Unknown { pod: pod.name.clone() });
+            let (now, doubtful) = if local { self.sets_of(*id) } else { (Sets::OPEN, false) };
+            if doubtful {
+                self.desired.problems.insert(unknown);
+            } else {
+                self.desired.problems.remove(&unknown);
+            }
             for number in before.both() {
                 if let Some(record) = self.sets.records.get_mut(&number) {
                     record.members.remove(id);
@@ -150,32 +155,40 @@ impl Planner {
         self.sets.lists.sweep();
     }
 
-    /// The sets of a local pod.
-    fn sets_of(&mut self, id: u32) -> Sets {
+    /// The sets of a local pod, and whether it is closed for want of its labels.
+    fn sets_of(&mut self, id: u32) -> (Sets, bool) {
         let mut parts: [Vec<u32>; 2] = Default::default();
         let mut closed = [false; 2];
+        let mut doubtful = false;
         {
-            let Some(pod) = self.pods.records.get(&id) else { return Sets::CLOSED };
-            let Some(namespace) = self.pods.namespaces.get(&pod.name.namespace) else { return Sets::CLOSED };
-            let mut policies: Vec<_> = namespace
-                .subjects
-                .candidates(pod.all_labels())
-                .filter_map(|id| self.policies.records.get(&id))
-                .filter(|policy| policy.subject.matches(|key| pod.label(key)))
+            let Some(pod) = self.pods.records.get(&id) else { return (Sets::CLOSED, false) };
+            let Some(namespace) = self.pods.namespaces.get(&pod.name.namespace) else {
+                return (Sets::CLOSED, false);
+            };
+            let candidates: BTreeSet<u32> = if pod.unknown() {
+                namespace.subjects.all().collect()
+            } else {
+                namespace.subjects.candidates(pod.all_labels()).collect()
+            };
+            let mut policies: Vec<_> = candidates
+                .iter()
+                .filter_map(|id| self.policies.records.get(id))
+                .filter(|policy| pod.unknown() || policy.subject.matches(|key| pod.label(key)))
                 .collect();
             policies.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-            let all = policies.iter().flat_map(|policy| &policy.parts);
-            for ((direction, part), record) in
-                all.filter_map(|one| Some((one, self.policies.parts.get(&one.1)?)))
-            {
-                let [ingress, egress] = &mut parts;
-                let [no_ingress, no_egress] = &mut closed;
-                let (parts, closed) = match direction {
-                    Direction::Ingress => (ingress, no_ingress),
-                    Direction::Egress => (egress, no_egress),
-                };
-                parts.push(*part);
-                *closed |= record.broken.is_some();
+            for policy in policies {
+                doubtful |= pod.unknown() && !policy.subject.is_empty();
+                for (direction, part) in &policy.parts {
+                    let Some(record) = self.policies.parts.get(part) else { continue };
+                    let [ingress, egress] = &mut parts;
+                    let [no_ingress, no_egress] = &mut closed;
+                    let (parts, closed) = match direction {
+                        Direction::Ingress => (ingress, no_ingress),
+                        Direction::Egress => (egress, no_egress),
+                    };
+                    parts.push(*part);
+                    *closed |= record.broken.is_some() || (pod.unknown() && !policy.subject.is_empty());
+                }
             }
         }
         let mut sets = Sets::OPEN;
@@ -187,7 +200,7 @@ impl Planner {
             };
             sets = sets.with(direction, number);
         }
-        sets
+        (sets, doubtful)
     }
 
     /// The number of a set, which may be new.

@@ -134,7 +134,7 @@ fn apply(world: &mut World, edit: &Edit) {
         Edit::Local(endpoint, Some((who, list))) => {
             let pod = who.map(|(namespace, at)| name(&full(namespace, at)));
             let addresses = ips(list).into_iter().map(ip).collect();
-            world.locals.insert(*endpoint, LocalPod { endpoint: *endpoint, pod, addresses });
+            world.locals.insert(*endpoint, LocalPod { endpoint: *endpoint, pod, uid: None, addresses });
         }
         Edit::Local(endpoint, None) => drop(world.locals.remove(endpoint)),
         Edit::Policy(namespace, at, Some(spec)) => drop(world.policy(&full(*namespace, *at), spec)),

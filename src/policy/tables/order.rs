@@ -285,8 +285,8 @@ impl Tables {
             let (from, to) = (sets.of(direction), new.of(direction));
             let step = match stage {
                 Stage::Open if to == set::OPEN => to,
-                Stage::Move if is_set(from) => to,
-                Stage::Shut if is_set(from) && from != to => set::CLOSED,
+                Stage::Move if from != set::OPEN => to,
+                Stage::Shut if from != set::OPEN && from != to => set::CLOSED,
                 Stage::All => to,
                 _ => from,
             };
@@ -312,7 +312,7 @@ enum Stage {
     All,
 }
 
-/// Sets that pods leave for other sets, and those that they join.
+/// Sets that pods leave for other sets, and those that they join; being closed is one that has no rows.
 #[derive(Debug, Default)]
 struct Moves {
     left: BTreeSet<u64>,
@@ -331,7 +331,7 @@ fn moves(pods: &[PodChange]) -> Moves {
         let (Some(old), Some(new)) = (change.old, change.new) else { continue };
         for direction in Direction::ALL {
             let (from, to) = (old.of(direction), new.of(direction));
-            if from != to && is_set(from) && is_set(to) {
+            if from != to && from != set::OPEN && to != set::OPEN {
                 moves.left.insert(from);
                 moves.joined.insert(to);
             }
@@ -346,10 +346,6 @@ impl AddressChange {
         let flags = |row: Option<IdentityRow>| row.map_or(0, |row| row.flags);
         flags(self.old) != flags(self.new)
     }
-}
-
-fn is_set(number: u64) -> bool {
-    number & set::MARK != 0
 }
 
 fn bridge(from: u64, to: u64) -> u64 {

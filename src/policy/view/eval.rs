@@ -321,13 +321,13 @@ impl View<'_> {
             open =
                 rule.map(|rule| format!("{other} has no address (yet), by which {direction} {rule} decides"));
         }
-        let problems = desired.problems.iter().map(ToString::to_string);
-        let of_these = |problem: &String| {
-            matches!(side, Side::Closed)
-                && isolating.iter().any(|policy| problem.contains(&policy.name.to_string()))
-                && !notes.contains(problem)
-        };
-        let problems: Vec<String> = problems.filter(of_these).collect();
+        let policies: Vec<String> = isolating.iter().map(|policy| policy.name.to_string()).collect();
+        let of_these = desired
+            .problems
+            .iter()
+            .filter(|problem| matches!(side, Side::Closed) && problem.concerns(&name.to_string(), &policies));
+        let problems: Vec<String> =
+            of_these.map(ToString::to_string).filter(|problem| !notes.contains(problem)).collect();
         notes.extend(problems);
         Some((verdict, open))
     }
@@ -340,7 +340,7 @@ impl View<'_> {
         };
         let local = |((endpoint, party), address): ((u32, &Party), IpAddr)| {
             let pod = party.pod()?.clone();
-            Some((endpoint, LocalPod { endpoint, pod: Some(pod), addresses: vec![address] }))
+            Some((endpoint, LocalPod { endpoint, pod: Some(pod), uid: None, addresses: vec![address] }))
         };
         let locals: BTreeMap<u32, LocalPod> = (FROM..).zip(ends).zip(addresses).filter_map(local).collect();
         let pods: Vec<&ObjectName> = ends.into_iter().filter_map(Party::pod).collect();

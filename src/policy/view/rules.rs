@@ -95,11 +95,11 @@ impl<'m> Rules<'m> {
         all.filter(|pod| of_namespace(&pod.name.namespace) && matches(pod)).collect()
     }
 
-    /// A namespace that the model does not know has its name for a label, as all have.
+    /// Of a namespace that the model does not know nothing is sure but its name, which is a label of all.
     fn namespace(&self, selector: &Selector, name: &str) -> bool {
         match self.model.namespaces.get(name) {
             Some(namespace) => selector.matches(|key| label(&namespace.labels, key)),
-            None => selector.matches(|key| (key == NAMESPACE_NAME).then_some(name)),
+            None => selector.matches_known(|key| (key == NAMESPACE_NAME).then_some(name), false),
         }
     }
 }

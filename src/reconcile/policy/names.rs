@@ -5,7 +5,8 @@
 
 use crate::policy::{Desired, RuleName, SetName, Touched};
 use crate::reconcile::former::Former;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
+use std::hash::Hash;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 #[derive(Debug, Default)]
@@ -39,35 +40,45 @@ impl Names {
         inner.rules.get(&number).or_else(|| inner.former_rules.get(&number)).cloned()
     }
 
-    /// Takes over what a plan has. A policy that changes gives its sets other numbers, so that without a set which
-    /// came or went there is nothing new.
+    /// Takes over what a plan has.
     pub(super) fn follow(&self, desired: &Desired, touched: &Touched) {
-        if !touched.all && touched.sets.is_empty() {
+        if !touched.all && touched.sets.is_empty() && touched.rules.is_empty() {
             return;
         }
         let mut inner = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let Inner { sets, rules, former_sets, former_rules } = &mut *inner;
-        follow(sets, former_sets, desired.sets.iter());
-        follow(rules, former_rules, desired.rules.iter());
+        let now = |number: &u64| desired.sets.get(number);
+        follow(sets, former_sets, now, &touched.sets, touched.all.then(|| desired.sets.keys()));
+        let now = |number: &u32| desired.rules.get(number);
+        follow(rules, former_rules, now, &touched.rules, touched.all.then(|| desired.rules.keys()));
     }
 }
 
-fn follow<'n, K: Copy + Eq + std::hash::Hash + 'n, V: Clone + PartialEq + 'n>(
+/// Takes over those that are `touched`; with `all` those that are there now and those that were.
+fn follow<'n, K: Copy + Ord + Hash + 'n, V: Clone + PartialEq + 'n>(
     known: &mut HashMap<K, V>,
     former: &mut Former<K, V>,
-    now: impl Iterator<Item = (&'n K, &'n V)>,
+    now: impl Fn(&K) -> Option<&'n V>,
+    touched: &BTreeSet<K>,
+    all: Option<impl Iterator<Item = &'n K>>,
 ) {
-    let mut gone: HashSet<K> = known.keys().copied().collect();
-    for (number, name) in now {
-        gone.remove(number);
-        if known.get(number) != Some(name) {
-            former.forget(number);
-            known.insert(*number, name.clone());
-        }
+    let mut numbers = touched.clone();
+    if let Some(all) = all {
+        numbers.extend(all.copied());
+        numbers.extend(known.keys().copied());
     }
-    for number in gone {
-        if let Some(name) = known.remove(&number) {
-            former.remember(number, name);
+    for number in &numbers {
+        match now(number) {
+            Some(name) if known.get(number) == Some(name) => {}
+            Some(name) => {
+                former.forget(number);
+                known.insert(*number, name.clone());
+            }
+            None => {
+                if let Some(name) = known.remove(number) {
+                    former.remember(*number, name);
+                }
+            }
         }
     }
 }

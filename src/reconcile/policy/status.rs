@@ -2,7 +2,7 @@
 
 use crate::model::ObjectName;
 use crate::policy::tables::{Refusal, Table, Usages};
-use crate::policy::{Desired, Direction, LocalPod, Problem, Sets};
+use crate::policy::{Direction, LocalPod, Planner, Problem, Sets};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -89,11 +89,11 @@ impl PolicyStatus {
     }
 
     /// Takes over what is planned.
-    pub(super) fn count(&mut self, desired: &Desired) {
+    pub(super) fn count(&mut self, planner: &Planner) {
+        let desired = planner.desired();
         self.isolated = desired.pods.values().filter(|sets| **sets != Sets::OPEN).count();
         self.sets = desired.sets.len();
-        let numbers = desired.identities.values().map(|identity| identity.number);
-        self.identities = numbers.chain(desired.blocks.values().copied()).collect::<HashSet<_>>().len();
+        self.identities = planner.identities();
         let problems: Vec<Problem> = desired.problems.iter().cloned().collect();
         problems.iter().filter(|problem| !self.problems.contains(problem)).for_each(|new| warn!("{new}"));
         self.problems = problems;

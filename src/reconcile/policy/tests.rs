@@ -166,7 +166,7 @@ fn from_clients() -> (&'static str, Value) {
 
 fn local(endpoint: u32, pod: &str, ip: &str) -> LocalPod {
     let addresses = vec![ip.parse().unwrap()];
-    LocalPod { endpoint, pod: Some(ObjectName::new("shop", pod)), addresses }
+    LocalPod { endpoint, pod: Some(ObjectName::new("shop", pod)), uid: None, addresses }
 }
 
 /// A reconciler at work, over maps that outlive it.
@@ -345,7 +345,7 @@ async fn what_the_kernel_refuses_lets_no_pod_in_and_heals_by_itself() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn where_policies_ask_for_labels_a_pod_waits_for_its_own() {
     let maps = Memory::default();
-    let running = Running::start(&maps, NEVER);
+    let mut running = Running::start(&maps, NEVER);
     let late = local(7, "late", "10.0.0.1");
     running.attach(&late).await;
     // Nobody asks for a label.
@@ -356,7 +356,7 @@ async fn where_policies_ask_for_labels_a_pod_waits_for_its_own() {
     let error = running.handle.prepare(late.clone(), Duration::from_millis(20)).await.unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the source does not know pod shop/late after 20ms, and policies of its namespace ask for labels"
+        "the source does not know this pod shop/late after 20ms, and policies of its namespace may ask for its labels"
     );
     let waiting = tokio::spawn({
         let (handle, late) = (running.handle.clone(), late.clone());
@@ -364,11 +364,16 @@ async fn where_policies_ask_for_labels_a_pod_waits_for_its_own() {
     });
     let mut model = cluster(&[from_clients()]);
     let web = &model.pods[&ObjectName::new("shop", "web")];
-    let pod = Pod { name: late.pod.clone().unwrap(), ..Pod::clone(web) };
+    let pod = Pod { name: late.pod.clone().unwrap(), uid: "first".into(), ..Pod::clone(web) };
     model.pods.insert(pod.name.clone(), Arc::new(pod));
     running.store.publish(Arc::new(model));
     waiting.await.unwrap().unwrap();
     assert!(maps.has_rows(maps.sets(7).unwrap().ingress));
+    // Made anew under the same name: what the source has is of the former one.
+    let again = |uid: &str| LocalPod { uid: Some(uid.into()), ..late.clone() };
+    running.handle.prepare(again("first"), Duration::ZERO).await.unwrap();
+    let error = running.handle.prepare(again("second"), Duration::ZERO).await.unwrap_err();
+    assert!(matches!(error, Unprepared::Unknown(..)), "{error}");
     // Another namespace, no pod, and a source without any.
     let elsewhere = LocalPod { pod: Some(ObjectName::new("other", "pod")), ..local(8, "", "10.0.0.2") };
     let nobody = LocalPod { pod: None, ..local(9, "", "10.0.0.3") };
@@ -380,7 +385,10 @@ async fn where_policies_ask_for_labels_a_pod_waits_for_its_own() {
     let mut bare = cluster(&[from_clients()]);
     bare.pods = crate::model::Objects::default();
     running.store.publish(Arc::new(bare));
-    running.handle.prepare(late, Duration::ZERO).await.unwrap();
+    let error = running.handle.prepare(late, Duration::ZERO).await.unwrap_err();
+    assert!(matches!(error, Unprepared::Unknown(..)), "{error}");
+    running.until(|status| !status.problems.is_empty()).await;
+    assert_eq!(maps.sets(7).unwrap().ingress, set::CLOSED);
     running.stop().await;
 }
 

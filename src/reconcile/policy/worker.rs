@@ -4,7 +4,7 @@ use super::desk::Request;
 use super::metrics::PolicyMetrics;
 use super::names::Names;
 use super::status::PolicyStatus;
-use super::{Config, Office, PolicyMaps};
+use super::{Config, Office, PolicyMaps, local_pod};
 use crate::ipam::ledger;
 use crate::policy::tables::{Kernel, Op, Plan, Tables};
 use crate::policy::{Input, LocalPod, Planner, Touched};
@@ -172,7 +172,7 @@ impl<M: PolicyMaps> Worker<M> {
         let desired = planner.desired();
         self.names.follow(desired, &touched);
         self.status.policies = goal.snapshot.model.policies.len();
-        self.status.count(desired);
+        self.status.count(&planner);
         drop(planner);
         self.locals = locals;
         self.planned = Some(goal.snapshot.generation);
@@ -311,10 +311,5 @@ impl<M: PolicyMaps> Worker<M> {
 
 /// The ledger's pods.
 fn of_this_node(state: &ledger::State) -> BTreeMap<u32, LocalPod> {
-    let local = |entry: &Arc<ledger::Entry>| LocalPod {
-        endpoint: entry.endpoint,
-        pod: entry.pod.clone(),
-        addresses: entry.addresses.clone(),
-    };
-    state.entries().map(|entry| (entry.endpoint, local(entry))).collect()
+    state.entries().map(|entry| (entry.endpoint, local_pod(entry))).collect()
 }

@@ -233,7 +233,7 @@ impl<'lab> Subject<'lab> {
             let Workload { namespace, name, .. } = self.cluster.pod(i, self.node.name());
             let address = Ipv4Addr::from(FIRST_HERE + endpoint).into();
             let pod = Some(ObjectName::new(&namespace, &name));
-            (endpoint, LocalPod { endpoint, pod, addresses: vec![address] })
+            (endpoint, LocalPod { endpoint, pod, uid: None, addresses: vec![address] })
         };
         let locals: BTreeMap<u32, LocalPod> = (0..self.cluster.local).zip(1..).map(here).collect();
         let input = Input { model: &model, locals: &locals, node: self.node.name(), node_addresses: &[] };

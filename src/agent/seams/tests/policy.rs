@@ -56,7 +56,7 @@ fn to_clients() -> Value {
 
 fn web() -> LocalPod {
     let addresses: Vec<IpAddr> = ["10.0.0.1", "fd00::1"].map(|ip| ip.parse().unwrap()).to_vec();
-    LocalPod { endpoint: 1, pod: Some(ObjectName::new("shop", "web")), addresses }
+    LocalPod { endpoint: 1, pod: Some(ObjectName::new("shop", "web")), uid: None, addresses }
 }
 
 fn passes(ran: &Ran) -> bool {

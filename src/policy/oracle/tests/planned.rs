@@ -20,6 +20,7 @@ pub(crate) fn update(planner: &mut Planner, model: &Model, locals: &[Local]) -> 
     let local = |local: &Local| LocalPod {
         endpoint: local.endpoint,
         pod: Some(local.pod.clone()),
+        uid: None,
         addresses: local.addresses.clone(),
     };
     let locals: BTreeMap<u32, LocalPod> =
