@@ -21,6 +21,7 @@ mod neighbor;
 mod route;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 pub use address::Address;
 pub use error::Error;

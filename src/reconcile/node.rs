@@ -1,6 +1,7 @@
 //! This node's place in the network: forwarding, the uplinks' program, routes to the other nodes.
 //!
-//! One task, the only one that writes routes and attaches uplinks, and the one that knows the node's own addresses. It acts on a new snapshot, on a new
+//! One task, the only one that writes routes and attaches uplinks, and the one that knows the node's own addresses,
+//! which it reads again whenever the kernel tells that one came or went. It acts on a new snapshot, on a new
 //! configuration, and every [`AUDIT`] to see uplinks that came or went and to mend what others broke. Each
 //! round works from what the kernel says, so that aborting it anywhere is safe.
 
@@ -81,6 +82,14 @@ pub struct Reconciler {
     status: watch::Sender<Arc<NodeStatus>>,
 }
 
+/// Waits for a change, for ever where none is told; false: none will be any more.
+async fn changed(told: &mut Option<watch::Receiver<()>>) -> bool {
+    match told {
+        Some(told) => told.changed().await.is_ok(),
+        None => std::future::pending().await,
+    }
+}
+
 impl Reconciler {
     /// For the node of that name; the state is sent to `status`, its own addresses to `addresses`, the MTU of pods kept
     /// in `mtu`.
@@ -117,10 +126,29 @@ impl Reconciler {
     ) {
         let mut audit = tokio::time::interval(AUDIT);
         audit.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut moved = match self.netlink.watch_addresses().await {
+            Ok(moved) => Some(moved),
+            Err(error) => {
+                let error = crate::telemetry::chain(&error);
+                tracing::warn!(target: "netd::node", "{error}; the node's addresses are read every {AUDIT:?}");
+                None
+            }
+        };
         loop {
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => return,
+                there = changed(&mut moved) => {
+                    if !there {
+                        moved = None;
+                    }
+                    if let Err(error) = self.read_addresses().await {
+                        let error = crate::telemetry::chain(&error);
+                        tracing::warn!(target: "netd::node", "the node's addresses: {error}");
+                        audit.reset_after(RETRY);
+                    }
+                    continue;
+                }
                 changed = snapshots.changed() => if changed.is_err() { return },
                 changed = settings.changed() => if changed.is_err() { return },
                 _ = audit.tick() => {}
@@ -143,12 +171,7 @@ impl Reconciler {
         }
     }
 
-    async fn round(
-        &mut self,
-        snapshot: &Snapshot,
-        config: &Config,
-        status: &mut NodeStatus,
-    ) -> Result<(), Error> {
+    async fn read_addresses(&self) -> Result<(), crate::net::netlink::Error> {
         let addresses = host::addresses(&self.netlink).await?;
         self.addresses.send_if_modified(|known| {
             let changed = **known != addresses;
@@ -157,6 +180,16 @@ impl Reconciler {
             }
             changed
         });
+        Ok(())
+    }
+
+    async fn round(
+        &mut self,
+        snapshot: &Snapshot,
+        config: &Config,
+        status: &mut NodeStatus,
+    ) -> Result<(), Error> {
+        self.read_addresses().await?;
         let uplinks = host::uplinks(&self.netlink, &config.net).await?;
         for change in host::enable_forwarding(&self.netlink, &uplinks).await? {
             tracing::info!(target: "netd::node", "{change}");

@@ -87,6 +87,21 @@ async fn addresses_and_neighbours_are_added_once() {
 }
 
 #[tokio::test]
+async fn addresses_that_come_and_go_are_told() {
+    let (ns, nl, _) = pair().await;
+    let mut changes = nl.watch_addresses().await.unwrap();
+    changes.borrow_and_update();
+    for (n, command) in ["add 10.1.0.1/24", "add 2001:db8::1/64", "del 10.1.0.1/24"].into_iter().enumerate() {
+        sh(&ns, &format!("ip address {command} dev a0"));
+        let told = tokio::time::timeout(std::time::Duration::from_secs(10), changes.changed()).await;
+        told.unwrap_or_else(|_| panic!("{n}: {command} is not told")).unwrap();
+        changes.borrow_and_update();
+    }
+    drop(nl);
+    while changes.changed().await.is_ok() {}
+}
+
+#[tokio::test]
 async fn routes_are_read_as_they_are() {
     let (ns, nl, link) = pair().await;
     sh(

@@ -35,7 +35,7 @@ pub struct Kernel {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(into = "String")]
 pub enum Drift {
-    /// A pod has other sets, or is missing, or is not ours.
+    /// A pod has other sets, or is not ours.
     Pod(u32),
     /// An address has another identity, or none, or is not ours.
     Identity(Addr),
@@ -142,10 +142,9 @@ impl Tables {
     #[must_use]
     pub fn drift(&self, kernel: &Kernel) -> Vec<Drift> {
         let mut drift = Vec::new();
-        let pods = self.pods.keys().chain(kernel.pods.keys());
-        drift.extend(
-            pods.filter(|one| self.pods.get(one) != kernel.pods.get(one)).map(|one| Drift::Pod(*one)),
-        );
+        // One that the kernel does not know is on its way out, and its rows are gone.
+        let pods = kernel.pods.iter().filter(|(one, sets)| self.pods.get(one) != Some(sets));
+        drift.extend(pods.map(|(one, _)| Drift::Pod(*one)));
         let identities: HashMap<Addr, IdentityRow> = kernel.identities.iter().copied().collect();
         let addresses = self.identities.keys().chain(identities.keys());
         drift.extend(

@@ -6,7 +6,7 @@ use super::names::Names;
 use super::status::PolicyStatus;
 use super::{Config, Office, PolicyMaps, local_pod};
 use crate::ipam::ledger;
-use crate::policy::tables::{Kernel, Op, Plan, Tables};
+use crate::policy::tables::{Kernel, Op, Plan, Tables, UNDER_WAY};
 use crate::policy::{Input, LocalPod, Planner, Touched};
 use crate::store::Snapshot;
 use crate::telemetry::chain;
@@ -15,9 +15,12 @@ use std::fmt;
 use std::mem::discriminant;
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
+
+/// Longer than a program runs.
+const GRACE: Duration = Duration::from_millis(1);
 
 /// What a step is about.
 pub(super) enum Work {
@@ -159,12 +162,11 @@ impl<M: PolicyMaps> Worker<M> {
         for Request { pod, .. } in &self.waiting {
             locals.entry(pod.endpoint).or_insert_with(|| pod.clone());
         }
-        let input = Input {
-            model: &goal.snapshot.model,
-            locals: &locals,
-            node: &self.node,
-            node_addresses: &goal.addresses,
-        };
+        let model = &goal.snapshot.model;
+        // One behind a translation has its outer address on no interface.
+        let told = model.nodes.get(self.node.as_str()).into_iter().flat_map(|node| &node.internal_ips);
+        let addresses: Vec<IpAddr> = goal.addresses.iter().chain(told).copied().collect();
+        let input = Input { model, locals: &locals, node: &self.node, node_addresses: &addresses };
         let mut planner = self.planner.write().unwrap_or_else(PoisonError::into_inner);
         let touched = planner.update(input);
         self.status.compile_us = micros(start);
@@ -268,6 +270,10 @@ impl<M: PolicyMaps> Worker<M> {
     fn write(&self, ops: &[Op]) -> Result<(), String> {
         for alike in ops.chunk_by(|a, b| discriminant(a) == discriminant(b)) {
             let Some(first) = alike.first() else { continue };
+            if alike.iter().any(|op| matches!(op, Op::RemoveRow { key } if *key != UNDER_WAY)) {
+                // A program that looked up whose row it is just before that changed looks the row up now.
+                std::thread::sleep(GRACE);
+            }
             self.write_alike(first, alike).map_err(context(first))?;
             self.metrics.operations.inc_by(u64::try_from(alike.len()).unwrap_or(u64::MAX));
         }
