@@ -56,15 +56,18 @@ pub(crate) struct Options {
     /// Also the tests that take minutes under emulation.
     #[arg(long, conflicts_with = "arguments")]
     full: bool,
+    /// Each test on one of the emulated kernels only, but for those that differ by version.
+    #[arg(long, conflicts_with_all = ["arguments", "full"])]
+    share: bool,
     /// Passed on to the test programs instead of their own choice of tests, such as a test's name.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<String>,
 }
 
 impl Options {
-    /// All kernels, with another netd than the debug build.
+    /// All kernels, with another netd than the debug build; unless all is wanted, they share the tests.
     pub(crate) fn all(binary: PathBuf, full: bool) -> Self {
-        Self { binary: Some(binary), full, ..Self::default() }
+        Self { binary: Some(binary), full, share: !full, ..Self::default() }
     }
 
     /// What a suite's test program is told: which tests.
@@ -74,6 +77,22 @@ impl Options {
         }
         let long: &[&str] = if self.full { &[] } else { suite.long };
         suite.tests.iter().copied().chain(long.iter().flat_map(|name| ["--skip", *name])).collect()
+    }
+
+    /// The same for the `nth` of some kernels that may share the tests of this program.
+    fn told_to(&self, suite: &Suite, program: &Path, (nth, kernels): (usize, usize)) -> Result<Vec<String>> {
+        let told = self.told(suite);
+        if !self.share {
+            return Ok(told.into_iter().map(str::to_owned).collect());
+        }
+        let listed =
+            cargo::capture(cargo::program(program).args(["--list", "--format", "terse"]).args(&told))?;
+        let tests: Vec<&str> = listed.lines().filter_map(|line| line.strip_suffix(": test")).collect();
+        if tests.is_empty() {
+            bail!("{} lists no tests", program.display());
+        }
+        let own = suite.share(&tests, nth, kernels);
+        Ok(["--exact"].into_iter().chain(own).map(str::to_owned).collect())
     }
 
     /// Whether which tests run is not left to the suites.
@@ -112,8 +131,9 @@ pub(crate) fn test(options: &Options) -> Result<Vec<Line>> {
         }
         out::heading("kernels");
         let images = debian::fetch(&folder, &kernels, options.fetch)?;
-        let common = programs.archive(options)?;
-        for (kernel, line) in kernels.iter().zip(guest_runs(&folder, &images, &common, options)?) {
+        let common = programs.archive()?;
+        for (kernel, line) in kernels.iter().zip(guest_runs(&folder, &images, &common, (&programs, options))?)
+        {
             let mut line = line?;
             if !options.chosen() {
                 line.demand(kernel.must);
@@ -205,8 +225,8 @@ impl Programs {
         })
     }
 
-    /// All of a guest but the kernel's modules.
-    fn archive(&self, options: &Options) -> Result<Archive> {
+    /// All of a guest but the kernel's modules and what the suites are told.
+    fn archive(&self) -> Result<Archive> {
         let mut archive = Archive::default();
         let folder = Path::new(FOLDER);
         add_program(&mut archive, Path::new("/init"), &self.init)?;
@@ -214,7 +234,6 @@ impl Programs {
         add_program(&mut archive, &folder.join("netd-demo"), &self.reaper)?;
         for (suite, program) in SUITES.iter().zip(&self.tests) {
             add_program(&mut archive, &suite.program(), program)?;
-            archive.bytes(suite.arguments(), options.told(suite).join("\n").into_bytes());
         }
         for tool in TOOLS {
             let path = setup::locate(tool).with_context(|| format!("there is no program {tool}"))?;
@@ -257,18 +276,23 @@ fn guest_runs(
     folder: &Path,
     images: &[Image],
     common: &Archive,
-    options: &Options,
+    (programs, options): (&Programs, &Options),
 ) -> Result<Vec<Result<Line>>> {
     let names: Vec<&str> = images.iter().map(|image| image.release.as_str()).collect();
     out::heading(&format!("kernels {}", names.join(" and ")));
     std::thread::scope(|scope| {
-        let start = |image| {
+        let start = |(nth, image)| {
+            let mut archive = common.clone();
+            for (suite, program) in SUITES.iter().zip(&programs.tests) {
+                let told = options.told_to(suite, program, (nth, images.len()))?;
+                archive.bytes(suite.arguments(), told.join("\n").into_bytes());
+            }
             let thread = std::thread::Builder::new().name("machine".into());
             thread
-                .spawn_scoped(scope, move || guest_run(folder, image, common, options))
+                .spawn_scoped(scope, move || guest_run(folder, image, archive, options))
                 .context("cannot start a thread")
         };
-        let threads = images.iter().map(start).collect::<Result<Vec<_>>>()?;
+        let threads = images.iter().enumerate().map(start).collect::<Result<Vec<_>>>()?;
         let join = |thread: std::thread::ScopedJoinHandle<'_, Result<Line>>| {
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         };
@@ -277,9 +301,8 @@ fn guest_runs(
 }
 
 /// Boots a kernel and follows its guest.
-fn guest_run(folder: &Path, image: &Image, common: &Archive, options: &Options) -> Result<Line> {
+fn guest_run(folder: &Path, image: &Image, mut archive: Archive, options: &Options) -> Result<Line> {
     let release = &image.release;
-    let mut archive = common.clone();
     for (n, module) in module::needed(&image.modules, &MODULES)?.into_iter().enumerate() {
         archive.bytes(format!("{FOLDER}/modules/{n:02}-{}.ko", module.name), module.bytes);
     }
@@ -397,6 +420,15 @@ mod tests {
             let chosen = Options { arguments: vec!["a_test".into()], ..Options::default() };
             assert_eq!(chosen.told(suite), ["a_test"]);
         }
+    }
+
+    #[test]
+    fn kernels_share_all_tests_and_each_runs_what_differs() {
+        let [suite, _] = SUITES;
+        let tests = ["datapath::a", "net::b", "datapath::c", "datapath::d", "net::e"];
+        assert_eq!(suite.share(&tests, 0, 2), ["datapath::a", "net::b", "datapath::c", "net::e"]);
+        assert_eq!(suite.share(&tests, 1, 2), ["net::b", "datapath::d", "net::e"]);
+        assert_eq!(suite.share(&tests, 0, 1), tests);
     }
 
     #[test]

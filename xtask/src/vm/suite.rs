@@ -36,6 +36,8 @@ pub(super) struct Suite {
     /// Those among them that take minutes under emulation, for what the others meet as well: by their numbers of
     /// packets or steps, not by what they ask of a kernel.
     pub(super) long: &'static [&'static str],
+    /// Those that each kernel runs also where kernels share the tests: what they ask of a kernel differs by version.
+    pub(super) everywhere: &'static [&'static str],
 }
 
 /// All suites.
@@ -62,11 +64,14 @@ pub(super) const SUITES: [Suite; 2] = [
             "a_move_that_fails_leaves_all_as_it_was",
             "a_pass_in_slices_meets_every_row_once",
             "no_fragment_is_lost_or_doubled_when_two_cpus_race",
+            "random_packets_through_random_clusters_meet_what_the_api_says",
             "pods_that_come_and_go_with_open_connections",
             "are_establishing",
             "is_being_established",
             "ports_of_flows_that_are_over_are_free",
         ],
+        // Loading, attaching and pinning; links, addresses and routes; reading tables by batches and iterators.
+        everywhere: &["verifier::", "pins::", "net::", "growth::", "reclaim::", "reject::", "mtu::"],
     },
     // The binary: every program loaded, attached, passed by packets, and taken over by the next agent.
     Suite {
@@ -75,6 +80,7 @@ pub(super) const SUITES: [Suite; 2] = [
         file: "tests-kernel",
         tests: &[],
         long: &[],
+        everywhere: &[""],
     },
 ];
 
@@ -109,6 +115,14 @@ impl Suite {
     /// Where its program lies in a guest.
     pub(super) fn program(&self) -> PathBuf {
         Path::new(FOLDER).join(self.file)
+    }
+
+    /// What is left of these tests for the `nth` of some kernels that share them.
+    pub(super) fn share<'t>(&self, tests: &[&'t str], nth: usize, kernels: usize) -> Vec<&'t str> {
+        let everywhere = |test: &str| self.everywhere.iter().any(|part| test.contains(part));
+        let all = tests.iter().enumerate();
+        let own = all.filter(|(at, test)| at % kernels.max(1) == nth || everywhere(test));
+        own.map(|(_, test)| *test).collect()
     }
 
     /// Where a guest finds the harness's arguments for it, one to a line.
