@@ -24,7 +24,7 @@ mod policies;
 mod sets;
 mod uses;
 
-use super::desired::{Desired, IdentityName, RuleName, SetName, Touched};
+use super::desired::{Desired, Touched};
 use super::selector::Selector;
 use super::{Input, LocalPod};
 use crate::model::{Namespace, NetworkPolicy, ObjectName, Objects, Pod};
@@ -120,24 +120,6 @@ impl Planner {
     #[must_use]
     pub fn desired(&self) -> &Desired {
         &self.desired
-    }
-
-    /// What a rule's number stands for.
-    #[must_use]
-    pub fn rule(&self, number: u32) -> Option<&RuleName> {
-        self.desired.rules.get(&number)
-    }
-
-    /// What a set's number stands for.
-    #[must_use]
-    pub fn set(&self, number: u64) -> Option<&SetName> {
-        self.desired.sets.get(&number)
-    }
-
-    /// What an identity's number stands for.
-    #[must_use]
-    pub fn identity(&self, number: u64) -> Option<IdentityName> {
-        self.classes.name(number)
     }
 
     /// How many identities there are, beside that of all the world.
