@@ -5,21 +5,13 @@
 //! too, so an address needs no more than one.
 
 use super::Planner;
-use crate::policy::blocks::{GUARD, contains, covers_v4, span};
+use crate::policy::blocks::{GUARD, Place, contains, covers_v4, place, span};
 use crate::policy::compile::{PortName, write_block};
 use crate::policy::number::{Numbers, Text};
 use crate::policy::selector::{ByLabel, Selector};
 use netd_bpf::policy::{Block, identity};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-
-/// A block in the order of addresses: what lies in it comes right behind it.
-pub(super) type Place = (u128, u32);
-
-/// Where a block stands.
-pub(super) fn place(block: &Block) -> Place {
-    (*span(block).start(), block.prefix)
-}
 
 /// All that policies ask of a pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]

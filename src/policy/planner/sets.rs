@@ -4,9 +4,10 @@
 //! sets and classes, and never change.
 
 use super::Planner;
-use super::classes::{ClassKey, place as place_of};
+use super::classes::ClassKey;
 use super::policies::RuleRecord;
 use crate::model::ObjectName;
+use crate::policy::blocks::place as place_of;
 use crate::policy::compile::PortName;
 use crate::policy::desired::{List, Problem, SetName};
 use crate::policy::number::{ByNumber, Text};

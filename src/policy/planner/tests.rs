@@ -298,6 +298,39 @@ fn another_node_starts_anew() {
     let mut planner = world.planned();
     assert!(!planner.update(world.input()).all);
     assert!(planner.update(Input { node: "elsewhere", ..world.input() }).all);
+/// More than one could look through for each of them.
+#[test]
+fn thousands_of_exceptions_end_where_they_say() {
+    const EXCEPTIONS: u32 = 20_000;
+    let mut world = World::new();
+    world.namespace("shop", "").local(pod("shop/web", "app=web", &["192.0.2.7"]));
+    // The first half of each 256 addresses; in one of them, as often, its first address once more.
+    let first = |at: u32| std::net::Ipv4Addr::from_bits((10 << 24) + (at << 8));
+    let mut except: Vec<String> = (0..EXCEPTIONS).rev().map(|at| format!("{}/25", first(at))).collect();
+    except.extend((0..EXCEPTIONS).step_by(100).map(|at| format!("{}/32", first(at))));
+    let block = json!({ "cidr": "10.0.0.0/8", "except": except });
+    world.policy("shop/p", &json!({ "ingress": [{ "from": [{ "ipBlock": block }] }] }));
+    let mut planner = world.planned();
+    let told = |from: u32| {
+        let from = std::net::Ipv4Addr::from_bits(from).to_string();
+        allowed(planner.desired(), &[(&from, "192.0.2.7", TCP, 80)])
+    };
+    for at in [0, 1, 99, 100, 101, 9_999, EXCEPTIONS - 1] {
+        let first = first(at).to_bits();
+        let around = [first.wrapping_sub(1), first, first + 127, first + 128, first + 255].map(told).concat();
+        assert_eq!(around, if at == 0 { "---++" } else { "+--++" }, "{at}");
+    }
+    assert_eq!([10 << 24 | EXCEPTIONS << 8, 0x0aff_ffff, 0x0b00_0000].map(told).concat(), "++-");
+    assert_eq!(
+        planner.desired().blocks.len(),
+        1 + EXCEPTIONS as usize,
+        "one within another says nothing more"
+    );
+    let empty = World { node_addresses: Vec::new(), ..World::new() };
+    planner.update(empty.input());
+    check_empty(&planner);
+}
+
 }
 
 /// What is asked of a namespace, and what it says, may change at once.
