@@ -16,6 +16,16 @@
 //! planner that starts with that model; a row exists if a rule allows the class more than everybody; nothing is kept of
 //! what is gone.
 
+/// Names of the fields that are not empty. All have to be told, those that need not be empty at the end.
+#[cfg(test)]
+macro_rules! left {
+    ($of:expr; $($field:ident),+ $(; $other:ident)*) => {{
+        let Self { $($field,)+ $($other: _,)* } = $of;
+        let fields = [$((stringify!($field), $field.is_empty())),+];
+        fields.into_iter().filter(|(_, empty)| !empty).map(|(name, _)| name).collect::<Vec<&str>>()
+    }};
+}
+
 mod addresses;
 mod classes;
 mod peers;
@@ -132,6 +142,14 @@ impl Planner {
     fn id(&mut self) -> u32 {
         self.next_id += 1;
         self.next_id
+    }
+}
+
+#[cfg(test)]
+impl Dirty {
+    /// What is not empty.
+    fn left(&self) -> Vec<&'static str> {
+        left!(self; profiles, subjects, selectors, addresses)
     }
 }
 

@@ -352,3 +352,16 @@ impl Planner {
         }
     }
 }
+
+#[cfg(test)]
+impl Classes {
+    /// What is not empty.
+    pub(super) fn left(&self) -> Vec<&'static str> {
+        let mut left = left!(
+            self; profiles, profile_ids, by_label, by_namespace_label, by_namespace, by_port, blocks, classes, numbers,
+            left_profiles, left_classes, fresh; covering
+        );
+        left.extend((self.covering > 0).then_some("covering"));
+        left
+    }
+}

@@ -298,3 +298,11 @@ fn file(peers: &mut Peers, peer: &Peer, id: u32, there: bool) {
         Peer::Block { .. } => {}
     }
 }
+
+#[cfg(test)]
+impl Peers {
+    /// What is not empty.
+    pub(super) fn left(&self) -> Vec<&'static str> {
+        left!(self; ids, records, own, by_pods, by_namespace, by_port, labels, namespace_labels, namespaces, blocks)
+    }
+}

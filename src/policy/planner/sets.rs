@@ -468,3 +468,11 @@ fn fits(
     }
     fits
 }
+
+#[cfg(test)]
+impl SetBook {
+    /// What is not empty. Lists may be asked for again, and go once they are many.
+    pub(super) fn left(&self) -> Vec<&'static str> {
+        left!(self; records, ids, left, overlong, judged; lists)
+    }
+}

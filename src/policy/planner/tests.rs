@@ -190,12 +190,10 @@ fn check_touched(before: &Desired, after: &Desired, touched: &Touched) {
 /// Nothing is left of what is gone.
 fn check_empty(planner: &Planner) {
     assert_eq!(*planner.desired(), Desired::default());
-    assert!(planner.addresses.is_empty());
-    let text = format!(
-        "{:?} {:?} {:?} {:?} {:?}",
-        planner.policies, planner.peers, planner.pods, planner.classes, planner.dirty
-    );
-    assert!(!text.contains("Record"), "{text}");
+    let Planner { addresses, policies, peers, pods, classes, sets, dirty, touched, .. } = planner;
+    assert!(addresses.is_empty() && touched.is_empty(), "{addresses:?} {touched:?}");
+    let left = [policies.left(), peers.left(), pods.left(), classes.left(), sets.left(), dirty.left()];
+    assert_eq!(left, [(); 6].map(|()| Vec::<&str>::new()), "{planner:?}");
 }
 
 proptest! {
@@ -298,6 +296,8 @@ fn another_node_starts_anew() {
     let mut planner = world.planned();
     assert!(!planner.update(world.input()).all);
     assert!(planner.update(Input { node: "elsewhere", ..world.input() }).all);
+}
+
 /// More than one could look through for each of them.
 #[test]
 fn thousands_of_exceptions_end_where_they_say() {
@@ -329,8 +329,6 @@ fn thousands_of_exceptions_end_where_they_say() {
     let empty = World { node_addresses: Vec::new(), ..World::new() };
     planner.update(empty.input());
     check_empty(&planner);
-}
-
 }
 
 /// What is asked of a namespace, and what it says, may change at once.
