@@ -23,7 +23,7 @@ pub mod tables;
 mod testing;
 pub mod view;
 
-pub use desired::{Desired, Identity, IdentityName, List, Problem, Rows, RuleName, SetName, Touched};
+pub use desired::{Desired, Identity, List, Problem, Rows, RuleName, SetName, Touched};
 pub use planner::Planner;
 
 use crate::model::{Model, ObjectName};

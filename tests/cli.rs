@@ -326,6 +326,42 @@ fn a_monitor_whose_reader_goes_while_nothing_happens_ends_at_once() {
 }
 
 #[test]
+fn the_verdict_is_the_status_also_when_nobody_reads_the_words() {
+    let cluster = tempfile::tempdir().expect("a folder");
+    let pod = |name: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop}}\n\
+             spec: {{containers: [{{name: c}}]}}\n"
+        )
+    };
+    let deny = "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: deny, namespace: shop}\n\
+                spec: {podSelector: {}, ingress: [{ports: [{port: 80}]}]}\n";
+    std::fs::write(cluster.path().join("a.yaml"), pod("web") + &pod("db") + deny).expect("written");
+    for (to, status) in [("db:80", 0), ("db:81", 1)] {
+        let ask = ["policy", "eval", "web", to, "-o", "json", "--source"];
+        let output = netd().args(ask).arg(cluster.path()).output().expect("ended");
+        assert_eq!(output.status.code(), Some(status), "{to}");
+        let agent = Agent::new(axum::Router::new().route("/v1/policy/eval", get(text(&output.stdout))));
+        let socket = agent.folder.path().join("netd.sock");
+        for (option, of) in [("--source", cluster.path()), ("--socket", &socket)] {
+            for form in ["text", "json"] {
+                let of = of.to_str().expect("a path");
+                let arguments = ["policy", "eval", "web", to, option, of, "-o", form];
+                let (reader, writer) = std::io::pipe().expect("a pipe");
+                drop(reader);
+                let output = spawn(&arguments, OwnedFd::from(writer));
+                assert_eq!(output.status.code(), Some(status), "{arguments:?}");
+                assert_eq!(text(&output.stderr), "", "{arguments:?}");
+                let full = File::options().write(true).open("/dev/full").expect("/dev/full");
+                let output = spawn(&arguments, full);
+                assert_eq!(output.status.code(), Some(status), "{arguments:?}");
+                assert!(text(&output.stderr).contains("cannot write"), "{arguments:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn no_agent_is_exit_code_3_for_every_question() {
     let folder = tempfile::tempdir().expect("a folder");
     let socket = folder.path().join("netd.sock");

@@ -67,7 +67,10 @@ pub(super) async fn run(
                 (0, None) => {}
                 (0, Some(_)) => tracing::info!(target: "netd::flows", "new flows are told no longer"),
                 (rate, _) => {
-                    tracing::info!(target: "netd::flows", "new flows are told, about {rate} a second at most");
+                    tracing::info!(
+                        target: "netd::flows",
+                        "new flows are told: by each CPU its part of {rate} a second, and at least one"
+                    );
                 }
             }
             given = Some(rate);
@@ -79,15 +82,21 @@ pub(super) async fn run(
             () = tokio::time::sleep(UNTOLD_EVERY), if rate > 0 => {}
         }
         if let Some(more) = untold.since(state.datapath.untold_flows()?) {
-            let message = format!(
-                "{more} new flows were not told: more came than datapath.audit.rate ({rate} a second)"
-            );
+            let message = not_told(more, rate);
             tracing::info!(target: "netd::flows", "{message}");
             if state.monitor.is_watched() {
                 state.monitor.tell(Event { lost: Some(more), ..event(Kind::Flow, None, message) });
             }
         }
     }
+}
+
+/// The programs count all alike, whatever the reason.
+fn not_told(more: u64, rate: u32) -> String {
+    format!(
+        "{more} new flows were not told: their CPUs had told their parts of datapath.audit.rate ({rate} a second), or \
+         events came faster than they were read"
+    )
 }
 
 /// How far the count has been told.
@@ -124,6 +133,13 @@ mod tests {
             ingress_rule: 2,
             ..Drop::default()
         }
+    }
+
+    #[test]
+    fn flows_that_are_not_told_are_told_as_the_monitor_shows_them() {
+        let lines = crate::answer::samples::events();
+        let line = lines.iter().find(|event| event.kind == Kind::Flow && event.lost.is_some());
+        assert_eq!(line.map(|event| event.message.as_str()), Some(not_told(57, 100).as_str()));
     }
 
     #[test]

@@ -180,7 +180,7 @@ fn flow_events(state: &State, encoder: &mut DescriptorEncoder<'_>) -> fmt::Resul
 /// Of those that the audit of flows was to tell.
 fn untold_flows(state: &State, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     let Ok(count) = state.datapath.untold_flows() else { return Ok(()) };
-    let help = "New flows left out of the audit of flows, because there were too many";
+    let help = "New flows left out of the audit of flows: too many on a CPU, or faster than they were read";
     let counter = ConstCounter::new(count);
     counter.encode(encoder.encode_descriptor("flow_audit_untold", help, None, MetricType::Counter)?)
 }

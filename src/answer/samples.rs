@@ -575,7 +575,8 @@ pub(crate) fn events() -> Vec<Event> {
             ..event(
                 Kind::Flow,
                 None,
-                "57 new flows were not told: more came than datapath.audit.rate (100 a second)",
+                "57 new flows were not told: their CPUs had told their parts of datapath.audit.rate (100 a second), \
+                 or events came faster than they were read",
             )
         },
         Event {

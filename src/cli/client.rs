@@ -51,11 +51,16 @@ impl Query {
 impl Query {
     /// Asks for a document; with `-o json` prints it as it came.
     pub(super) fn ask<T: Answer>(&self, loader: &Loader, path: &str) -> anyhow::Result<T> {
-        let value = get(&self.socket(loader)?, path)?;
+        let value = self.document(loader, path)?;
         if self.output == output::Format::Json {
             output::json(&value)?;
         }
         Ok(answer::read(&value)?)
+    }
+
+    /// Asks for a document, and prints nothing.
+    pub(super) fn document(&self, loader: &Loader, path: &str) -> anyhow::Result<Value> {
+        Ok(get(&self.socket(loader)?, path)?)
     }
 }
 

@@ -89,7 +89,7 @@ mod tests {
         12:04:31.118Z  DROP     shop/web-0 → shop/db-0:5432/tcp SYN  ingress of shop/db-0 is isolated by shop/default-deny and shop/db-allow; no rule allows it
         12:04:31.118Z  DROP     shop/db-0:5432/tcp → shop/web-0 ACK  answers a flow that is not allowed any more: egress of shop/web-0 is isolated by shop/web; shop/web rule 2 denies it
         12:04:31.118Z  flow     shop/web-0 → shop/api (10.96.0.10:80/tcp → shop/api-1:8080) allowed by egress shop/web rule 1
-        12:04:31.118Z  flow     57 new flows were not told: more came than datapath.audit.rate (100 a second)
+        12:04:31.118Z  flow     57 new flows were not told: their CPUs had told their parts of datapath.audit.rate (100 a second), or events came faster than they were read
         12:04:31.118Z  LOST     40 events were lost: they came faster than they were read
         12:04:31.118Z  service  shop/api  changed: 3 endpoints, 1 on this node, had 2 and 1
         12:04:31.118Z  cni      shop/web-1  added with 10.42.3.7 in 3.1ms

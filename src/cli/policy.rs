@@ -8,10 +8,11 @@ use super::units::counted;
 use crate::answer::policy::{
     Case, Effect, Evaluated, Explained, Peer, Policies, Policy, Port, Rule, Shown, Side, Verdict, and,
 };
-use crate::answer::{Answer, document};
+use crate::answer::{self, Answer, document};
 use crate::config::Loader;
 use crate::directory;
 use crate::policy::view::{Question, Refusal, View};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -73,17 +74,28 @@ impl Asked {
         path: &str,
         of_folder: impl FnOnce(&View<'_>) -> Result<T, Refusal>,
     ) -> anyhow::Result<T> {
-        let Some(folder) = &self.source else { return self.query.ask(loader, path) };
+        let document = self.document(loader, path, of_folder)?;
+        if self.query.output == output::Format::Json {
+            output::json(&document)?;
+        }
+        Ok(answer::read(&document)?)
+    }
+
+    /// Asks the agent, or the folder, and prints nothing.
+    fn document<T: Answer>(
+        &self,
+        loader: &Loader,
+        path: &str,
+        of_folder: impl FnOnce(&View<'_>) -> Result<T, Refusal>,
+    ) -> anyhow::Result<Value> {
+        let Some(folder) = &self.source else { return self.query.document(loader, path) };
         let model = directory::load(folder)?;
         let view = View { model: &model, node: None, locals: &BTreeMap::new(), node_addresses: &[] };
         let body = of_folder(&view).map_err(|refusal| match refusal {
             Refusal::Unknown(refused) => client::Error::Unknown(refused.error),
             Refusal::Bad(error) => client::Error::Question(error),
         })?;
-        if self.query.output == output::Format::Json {
-            output::json(&document(&body))?;
-        }
-        Ok(body)
+        Ok(serde_json::to_value(document(&body))?)
     }
 
     fn print(&self, page: &Page) -> Result<(), output::Error> {
@@ -117,19 +129,31 @@ pub(super) fn run(command: &Command, loader: &Loader) -> anyhow::Result<Exit> {
     Ok(if well { Exit::Ok } else { Exit::Failed })
 }
 
-/// Whoever asks by a script takes 1 for "denied": whatever else may be wrong must have another status.
+/// Whoever asks by a script takes 1 for "denied": whatever else may be wrong must have another status. And the verdict
+/// is the status also where nobody reads the words.
 fn run_eval(from: &str, to: &str, asked: &Asked, loader: &Loader) -> Exit {
-    let evaluated = || {
+    let judged = || {
         let path = question("/v1/policy/eval", &[("from", Some(from.into())), ("to", Some(to.into()))]);
-        let evaluated: Evaluated =
-            asked.answer(loader, &path, |view| view.eval(&Question::new(from, to)?))?;
-        asked.print(&eval(&evaluated))?;
-        anyhow::Ok(if evaluated.allowed { Exit::Ok } else { Exit::Failed })
+        let document = asked.document(loader, &path, |view| view.eval(&Question::new(from, to)?))?;
+        let evaluated: Evaluated = answer::read(&document)?;
+        anyhow::Ok((document, evaluated))
     };
-    evaluated().unwrap_or_else(|error| match super::explain(&error) {
-        Exit::Failed => Exit::Usage,
-        exit => exit,
-    })
+    match judged() {
+        Ok((document, evaluated)) => {
+            let printed = match asked.query.output {
+                output::Format::Json => output::json(&document),
+                output::Format::Text => output::page(&eval(&evaluated)),
+            };
+            if let Err(error) = printed {
+                super::explain(&error.into());
+            }
+            if evaluated.allowed { Exit::Ok } else { Exit::Failed }
+        }
+        Err(error) => match super::explain(&error) {
+            Exit::Failed => Exit::Usage,
+            exit => exit,
+        },
+    }
 }
 
 fn of_node(node: Option<&str>) -> String {

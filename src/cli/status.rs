@@ -58,6 +58,11 @@ fn page(status: &Status) -> Page {
     page
 }
 
+/// [`counted`], of what is counted in the agent.
+fn many(count: u64, what: &str) -> String {
+    counted(usize::try_from(count).unwrap_or(usize::MAX), what)
+}
+
 fn tell(page: &mut Page, level: Level, part: Part, message: &str, next: &str) {
     page.line("");
     page.judged(level == Level::Error, format!("{part}: {message}"));
@@ -119,29 +124,29 @@ fn services(status: &Status) -> String {
         }
     }
     if services.drift > 0 {
-        text.push_str(&format!(", {} rows mended", services.drift));
+        text.push_str(&format!(", {} mended", many(services.drift, "row")));
     }
     text
 }
 
 fn policies(status: &Status) -> String {
     let policies = &status.policies;
-    let counted = match policies.wanted {
+    let all = match policies.wanted {
         1 => "1 policy".to_owned(),
         many => format!("{many} policies"),
     };
     let mut text = match policies.generation {
         None => "none written yet".to_owned(),
-        Some(generation) if generation == status.source.generation => format!("{counted}, in the kernel"),
-        Some(generation) => format!("{counted}, the kernel has generation {generation}"),
+        Some(generation) if generation == status.source.generation => format!("{all}, in the kernel"),
+        Some(generation) => format!("{all}, the kernel has generation {generation}"),
     };
-    for (count, what) in [(policies.isolated, "pods isolated"), (policies.closed, "pods CLOSED")] {
+    for (count, what) in [(policies.isolated, "isolated"), (policies.closed, "CLOSED")] {
         if count > 0 {
-            text.push_str(&format!(", {count} {what}"));
+            text.push_str(&format!(", {} {what}", counted(count, "pod")));
         }
     }
     if policies.drift > 0 {
-        text.push_str(&format!(", {} rows mended", policies.drift));
+        text.push_str(&format!(", {} mended", many(policies.drift, "row")));
     }
     text
 }
@@ -206,7 +211,12 @@ fn tables(status: &Status) -> String {
 fn runtime(status: &Status) -> String {
     let tasks = &status.runtime.tasks;
     let restarts: u64 = tasks.values().map(|task| task.restarts).sum();
-    format!("rss {}, {}, {restarts} restarts", bytes(status.runtime.rss_bytes), counted(tasks.len(), "task"))
+    format!(
+        "rss {}, {}, {}",
+        bytes(status.runtime.rss_bytes),
+        counted(tasks.len(), "task"),
+        many(restarts, "restart")
+    )
 }
 
 #[cfg(test)]
@@ -229,6 +239,25 @@ mod tests {
         Tables         frontends 640/65536 · established 125829/262144 (47 %)
         Runtime    ok  rss 38 MiB, 1 task, 0 restarts
         ");
+    }
+
+    #[test]
+    fn one_pod_is_no_pods() {
+        let mut status = samples::status();
+        status.policies.wanted = 1;
+        let told = |status: &Status, isolated, closed| {
+            let mut status = status.clone();
+            (status.policies.isolated, status.policies.closed, status.policies.drift) = (isolated, closed, 1);
+            policies(&status)
+        };
+        assert_eq!(
+            told(&status, 1, 1),
+            "1 policy, in the kernel, 1 pod isolated, 1 pod CLOSED, 1 row mended"
+        );
+        assert_eq!(
+            told(&status, 2, 2),
+            "1 policy, in the kernel, 2 pods isolated, 2 pods CLOSED, 1 row mended"
+        );
     }
 
     #[test]

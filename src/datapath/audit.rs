@@ -4,8 +4,8 @@ use super::{Datapath, Error, locked};
 use netd_bpf::policy::Audit;
 
 impl Datapath {
-    /// Has the programs tell about so many new flows a second, all CPUs together; 0: none. Each CPU has an equal part
-    /// of them, and at least one.
+    /// Has the programs tell new flows, so many a second; 0: none. Each CPU tells an equal part of them, and at least one:
+    /// with more CPUs than that it is one for each, and where all flows come to one CPU only its part.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -16,7 +16,8 @@ impl Datapath {
         locked(&self.audit).set(0, audit, 0).map_err(Error::map("AUDIT"))
     }
 
-    /// New flows that were to be told and were not, because there were too many, since the maps were made.
+    /// New flows that were to be told and were not since the maps were made: there were too many on a CPU, or the ring of
+    /// events had no room.
     ///
     /// # Errors
     /// The kernel refuses.

@@ -45,7 +45,7 @@ pub struct Config {
 pub struct Audit {
     /// Any. Default: none.
     pub flows: bool,
-    /// At most so many a second on this node. Default 100.
+    /// So many a second on this node: by each CPU an equal part, and at least one. Default 100.
     pub rate: u32,
 }
 

@@ -56,6 +56,21 @@ pub(super) fn span(block: &Block) -> RangeInclusive<u128> {
     first..=first | !mask(block.prefix)
 }
 
+/// A block in the order of addresses: what lies in it comes right behind it.
+pub(super) type Place = (u128, u32);
+
+/// Where a block stands.
+pub(super) fn place(block: &Block) -> Place {
+    (bits(block.addr), block.prefix)
+}
+
+/// Whether one of the blocks has all addresses of `inner`. They are apart from each other, and in the order of their
+/// addresses.
+pub(super) fn any_contains(apart: &[Block], inner: &Block) -> bool {
+    let behind = apart.partition_point(|one| place(one) <= place(inner));
+    behind.checked_sub(1).and_then(|at| apart.get(at)).is_some_and(|outer| contains(outer, inner))
+}
+
 /// Whether all addresses of `inner` are in `outer`, as the API understands it.
 pub(super) fn contains(outer: &Block, inner: &Block) -> bool {
     outer.prefix <= inner.prefix && span(outer).contains(&bits(inner.addr)) && (is_v4(outer) || !is_v4(inner))
@@ -124,6 +139,21 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn one_of_many_that_are_apart_is_found(
+            blocks in proptest::collection::vec((96_u32..=128, 0_u128..64), 0..12),
+            of in (96_u32..=128, 0_u128..64),
+        ) {
+            let spread = |low: u128| V4_BITS | (low & 7) | (low & 56) << 26;
+            let mut apart: Vec<Block> =
+                blocks.iter().map(|(prefix, low)| cut(spread(*low), *prefix)).collect();
+            let of = cut(spread(of.1), of.0);
+            let right = apart.iter().any(|one| contains(one, &of));
+            apart.sort_unstable_by_key(place);
+            apart.dedup_by(|inner, outer| contains(outer, inner));
+            prop_assert_eq!(any_contains(&apart, &of), right);
+        }
+
         #[test]
         fn the_longest_is_found(
             blocks in proptest::collection::vec((0_u32..=128, 0_u128..16), 0..12),

@@ -4,7 +4,7 @@
 //! read is *broken*, with the reason: the pods that it isolates are closed in it.
 
 use super::Direction;
-use super::blocks::{block, contains};
+use super::blocks::{block, contains, place};
 use super::number::Text;
 use super::selector::{Selector, Test};
 use crate::model::{NetworkPolicy, ObjectName};
@@ -42,7 +42,7 @@ pub(super) enum Peer {
     Block {
         /// Those in it,
         cidr: Block,
-        /// but not in one of these, which lie in it.
+        /// but not in one of these, which lie in it, apart from each other, in the order of their addresses.
         except: Vec<Block>,
     },
     /// All pods that have a port of this name: what a rule without peers means by it.
@@ -193,10 +193,10 @@ fn peer(namespace: &Arc<str>, peer: &api::NetworkPolicyPeer) -> Result<Peer, Str
             let cidr = cidr(&ip_block.cidr)?;
             let except = ip_block.except.iter().flatten().map(|text| self::cidr(text));
             let mut except = except.collect::<Result<Vec<Block>, String>>()?;
-            // What lies elsewhere takes nothing away.
+            // What lies elsewhere takes nothing away, and what lies in another exception no more than that.
             except.retain(|inner| contains(&cidr, inner));
-            except.sort_unstable();
-            except.dedup();
+            except.sort_unstable_by_key(place);
+            except.dedup_by(|inner, outer| contains(outer, inner));
             Ok(Peer::Block { cidr, except })
         }
         (None, Some(pods), None) => Ok(Peer::Pods { scope: Scope::Own(Arc::clone(namespace)), pods }),

@@ -3,7 +3,6 @@
 use super::number::{ByNumber, NumberHasher};
 use super::{Direction, Sets};
 use crate::model::ObjectName;
-use ipnet::IpNet;
 use netd_bpf::Addr;
 use netd_bpf::policy::{Block, Decision, PolicyKey, Range, action};
 use serde::Serialize;
@@ -123,23 +122,6 @@ pub struct SetName {
     pub direction: Direction,
     /// The policies that do, by name.
     pub policies: Vec<ObjectName>,
-}
-
-/// What an identity stands for: all that policies could ask of such an address.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct IdentityName {
-    /// It is a pod's.
-    pub pod: bool,
-    /// The pod's namespace, if some policy there is about its own namespace.
-    pub namespace: Option<String>,
-    /// The namespace's labels that policies ask for.
-    pub namespace_labels: BTreeMap<String, String>,
-    /// The pod's labels that policies ask for.
-    pub labels: BTreeMap<String, String>,
-    /// The pod's ports that policies name.
-    pub ports: Vec<String>,
-    /// The longest block of a policy that has the address.
-    pub block: Option<IpNet>,
 }
 
 /// Something that could not be planned as it is wanted.
@@ -270,16 +252,5 @@ impl Touched {
             && rows.is_empty()
             && sets.is_empty()
             && rules.is_empty()
-    }
-
-    /// What differs after this and then another change.
-    pub fn merge(&mut self, other: Self) {
-        self.all |= other.all;
-        self.pods.extend(other.pods);
-        self.identities.extend(other.identities);
-        self.blocks.extend(other.blocks);
-        self.rows.extend(other.rows);
-        self.sets.extend(other.sets);
-        self.rules.extend(other.rules);
     }
 }

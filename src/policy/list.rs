@@ -18,7 +18,7 @@ pub(super) fn build<'r>(
     rules: impl Iterator<Item = (u32, Option<&'r [Port]>)>,
     resolve: impl Fn(&PortName) -> Option<u16>,
 ) -> List {
-    let mut covered = BTreeMap::new();
+    let mut covered = Covered { free: BTreeMap::from([(0, u32::MAX)]), by: Vec::new() };
     let mut otherwise = Decision::default();
     for (rule, ports) in rules {
         let Some(ports) = ports else {
@@ -28,18 +28,19 @@ pub(super) fn build<'r>(
         };
         for port in ports {
             match port {
-                Port::Range(first, last) => cover(&mut covered, *first, *last, rule),
+                Port::Range(first, last) => covered.cover(*first, *last, rule),
                 Port::Named(name) => {
                     if let Some(number) = resolve(name) {
                         let at = point(name.proto, number);
-                        cover(&mut covered, at, at, rule);
+                        covered.cover(at, at, rule);
                     }
                 }
             }
         }
     }
-    let mut ranges: Vec<Range> = Vec::with_capacity(covered.len());
-    for (first, (last, rule)) in covered {
+    covered.by.sort_unstable();
+    let mut ranges: Vec<Range> = Vec::with_capacity(covered.by.len());
+    for (first, last, rule) in covered.by {
         match ranges.last_mut() {
             Some(before) if before.decision.rule == rule && before.last + 1 == first => before.last = last,
             _ => ranges.push(Range { first, last, decision: allow(rule) }),
@@ -48,21 +49,35 @@ pub(super) fn build<'r>(
     List { ranges, otherwise }
 }
 
-/// Gives a rule what of a range nobody has.
-fn cover(covered: &mut BTreeMap<u32, (u32, u32)>, first: u32, last: u32, rule: u32) {
-    let mut at = match covered.range(..=first).next_back() {
-        Some((_, (end, _))) if *end >= first => end + 1,
-        _ => first,
-    };
-    while at <= last {
-        let next = covered.range(at..=last).next().map(|(start, (end, _))| (*start, *end));
-        let end = next.map_or(last, |(start, _)| start.saturating_sub(1));
-        if next.is_none_or(|(start, _)| start > at) {
-            covered.insert(at, (end, rule));
-        }
-        match next {
-            Some((_, end)) => at = end + 1,
-            None => break,
+/// Who has which ports.
+struct Covered {
+    /// What nobody has yet: from the first to the last.
+    free: BTreeMap<u32, u32>,
+    /// First, last, and the rule.
+    by: Vec<(u32, u32, u32)>,
+}
+
+impl Covered {
+    /// Gives a rule what of a range nobody has. Costs what it gives: a range that others have costs one look.
+    fn cover(&mut self, first: u32, last: u32, rule: u32) {
+        let mut up_to = last;
+        // From the end on; what begins before the range may reach into it.
+        while let Some((start, end)) =
+            self.free.range(..=up_to).next_back().map(|(start, end)| (*start, *end))
+            && end >= first
+        {
+            self.free.remove(&start);
+            if end > last {
+                self.free.insert(last + 1, end);
+            }
+            self.by.push((start.max(first), end.min(last), rule));
+            if start < first {
+                self.free.insert(start, first - 1);
+            }
+            match start.checked_sub(1) {
+                Some(before) if start > first => up_to = before,
+                _ => break,
+            }
         }
     }
 }
@@ -98,6 +113,17 @@ mod tests {
         assert_eq!(none, List::default());
         let some = build([(3, Some(&ports[..]))].into_iter(), |_| Some(80));
         assert_eq!(some.ranges, [Range { first: 6 << 16 | 80, last: 6 << 16 | 80, decision: allow(3) }]);
+    }
+
+    #[test]
+    fn many_ranges_over_many_others_leave_each_port_to_its_first_rule() {
+        let odd = (0..20_000).map(|at| Port::Range(2 * at + 1, 2 * at + 1)).collect();
+        let wide = |rule| (rule, Some(vec![Port::Range(0, 40_000)]));
+        let rules: Vec<_> = std::iter::once((1, Some(odd))).chain((2..20_000).map(wide)).collect();
+        let found = list(&rules);
+        assert_eq!(found.ranges.len(), 40_001);
+        let rule = |at| found.decide(at).rule;
+        assert_eq!([0, 1, 2, 39_999, 40_000, 40_001].map(rule), [2, 1, 2, 1, 2, 0]);
     }
 
     proptest! {

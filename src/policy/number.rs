@@ -90,6 +90,9 @@ impl Hasher for NumberHasher {
     }
 }
 
+/// Numbers that are given.
+pub(super) type Numbers = std::collections::HashSet<u64, BuildHasherDefault<NumberHasher>>;
+
 /// A map by number.
 pub(super) type ByNumber<V> = std::collections::HashMap<u64, V, BuildHasherDefault<NumberHasher>>;
 

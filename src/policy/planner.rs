@@ -16,6 +16,16 @@
 //! planner that starts with that model; a row exists if a rule allows the class more than everybody; nothing is kept of
 //! what is gone.
 
+/// Names of the fields that are not empty. All have to be told, those that need not be empty at the end.
+#[cfg(test)]
+macro_rules! left {
+    ($of:expr; $($field:ident),+ $(; $other:ident)*) => {{
+        let Self { $($field,)+ $($other: _,)* } = $of;
+        let fields = [$((stringify!($field), $field.is_empty())),+];
+        fields.into_iter().filter(|(_, empty)| !empty).map(|(name, _)| name).collect::<Vec<&str>>()
+    }};
+}
+
 mod addresses;
 mod classes;
 mod peers;
@@ -24,7 +34,7 @@ mod policies;
 mod sets;
 mod uses;
 
-use super::desired::{Desired, IdentityName, RuleName, SetName, Touched};
+use super::desired::{Desired, Touched};
 use super::selector::Selector;
 use super::{Input, LocalPod};
 use crate::model::{Namespace, NetworkPolicy, ObjectName, Objects, Pod};
@@ -122,24 +132,6 @@ impl Planner {
         &self.desired
     }
 
-    /// What a rule's number stands for.
-    #[must_use]
-    pub fn rule(&self, number: u32) -> Option<&RuleName> {
-        self.desired.rules.get(&number)
-    }
-
-    /// What a set's number stands for.
-    #[must_use]
-    pub fn set(&self, number: u64) -> Option<&SetName> {
-        self.desired.sets.get(&number)
-    }
-
-    /// What an identity's number stands for.
-    #[must_use]
-    pub fn identity(&self, number: u64) -> Option<IdentityName> {
-        self.classes.name(number)
-    }
-
     /// How many identities there are, beside that of all the world.
     #[must_use]
     pub fn identities(&self) -> usize {
@@ -150,6 +142,14 @@ impl Planner {
     fn id(&mut self) -> u32 {
         self.next_id += 1;
         self.next_id
+    }
+}
+
+#[cfg(test)]
+impl Dirty {
+    /// What is not empty.
+    fn left(&self) -> Vec<&'static str> {
+        left!(self; profiles, subjects, selectors, addresses)
     }
 }
 

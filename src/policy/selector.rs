@@ -165,6 +165,11 @@ impl<K: Eq + Hash + Borrow<str> + Clone, T: Ord + Copy> ByLabel<K, T> {
     pub(super) fn count(&self, key: &str, values: &[Arc<str>]) -> usize {
         values.iter().filter_map(|value| self.get(key, value)).map(BTreeSet::len).sum()
     }
+
+    /// True if there are none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
 }
 
 /// Selectors by what they need.
@@ -207,7 +212,7 @@ impl Index {
 
     /// True if there are none.
     pub(super) fn is_empty(&self) -> bool {
-        self.by_label.0.is_empty() && self.rest.is_empty()
+        self.by_label.is_empty() && self.rest.is_empty()
     }
 }
 

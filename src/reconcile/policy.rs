@@ -23,14 +23,14 @@ mod worker;
 use crate::ipam::ledger;
 use crate::model::{Model, ObjectName};
 use crate::policy::tables::Limits;
-use crate::policy::{LocalPod, Planner, Sets};
+use crate::policy::{LocalPod, Sets};
 use crate::store::Snapshot;
 use desk::Desk;
 use netd_bpf::Addr;
 use netd_bpf::policy::{Block, IdentityRow, PolicyKey, PolicyRow, Range};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -189,7 +189,6 @@ pub struct Handle {
     pub names: Arc<Names>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     desk: Arc<Desk>,
-    planner: Arc<RwLock<Planner>>,
 }
 
 /// Why a pod's policies are not in force (yet). Each is worth another try.
@@ -248,11 +247,6 @@ impl Handle {
         })
     }
 
-    /// Shows the newest plan. Blocks while one is made.
-    pub fn plan<T>(&self, look: impl FnOnce(&Planner) -> T) -> T {
-        look(&self.planner.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
     /// Asks for an audit now.
     pub fn audit(&self) {
         self.desk.ask_for_audit();
@@ -273,25 +267,18 @@ pub struct Office {
     status: watch::Sender<Arc<PolicyStatus>>,
     names: Arc<Names>,
     desk: Arc<Desk>,
-    planner: Arc<RwLock<Planner>>,
 }
 
 impl Office {
     /// With the handle that others have.
     #[must_use]
     pub fn open(snapshots: watch::Receiver<Arc<Snapshot>>) -> (Arc<Self>, Handle) {
-        let office = Self {
-            status: watch::Sender::default(),
-            names: Arc::default(),
-            desk: Arc::default(),
-            planner: Arc::default(),
-        };
+        let office = Self { status: watch::Sender::default(), names: Arc::default(), desk: Arc::default() };
         let handle = Handle {
             status: office.status.subscribe(),
             names: Arc::clone(&office.names),
             snapshots,
             desk: Arc::clone(&office.desk),
-            planner: Arc::clone(&office.planner),
         };
         (Arc::new(office), handle)
     }

@@ -179,6 +179,7 @@ fn what_stays_allowed_flows_on_while_policies_change() -> Result<()> {
             loads.extend(Load::all(&trio.client.netns, *target, Duration::from_millis(5))?);
         }
         Load::all_more(&loads, 10)?;
+        let (state, nodes) = (&trio.scene.site.state, &["a", "b"]);
         // By other rules each time, and now and then by none.
         let ingress = [
             "[{}]",
@@ -190,16 +191,19 @@ fn what_stays_allowed_flows_on_while_policies_change() -> Result<()> {
         for round in 0..4 {
             for (n, rules) in ingress.iter().enumerate() {
                 let to = format!("{{podSelector: {{}}, ingress: {rules}}}");
-                let policy = trio.scene.put("y", "changes", &to)?;
+                let (y, x) = (policy("y", "changes", to), |spec| policy("x", "changes", spec));
+                // Each is in force before the next one comes: it is flows under it that go on.
+                trio.scene.change(nodes, &trio.servers(true)?, || state.policy(&y))?;
                 let egress = rules.replace("from:", "to:");
                 let from = format!("{{podSelector: {{}}, policyTypes: [Egress], egress: {egress}}}");
                 // The client is a peer of itself only in what it is asked.
                 if !rules.contains("app: client") {
-                    trio.scene.put("x", "changes", &from)?;
+                    trio.scene.change(&["a"], &trio.servers(true)?, || state.policy(&x(from)))?;
                 }
                 Load::all_more(&loads, 5).with_context(|| format!("round {round}: {rules}"))?;
                 if n % 2 == 0 {
-                    trio.scene.remove(&policy)?;
+                    trio.scene.change(nodes, &trio.servers(true)?, || trio.scene.remove(&y))?;
+                    Load::all_more(&loads, 5).with_context(|| format!("round {round}: without {rules}"))?;
                 }
             }
         }

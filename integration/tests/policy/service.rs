@@ -48,6 +48,12 @@ impl<'lab> Town<'lab> {
         }
         Ok(questions)
     }
+
+    /// Puts a policy in the place of the one before and waits until it is in force on both nodes: what is asked next may
+    /// be answered by both alike.
+    fn obeys(&self, namespace: &str, name: &str, spec: &str, questions: &[Question]) -> Result<()> {
+        self.scene.change(&["a", "b"], questions, || self.scene.put(namespace, name, spec).map(drop))
+    }
 }
 
 /// Egress of the clients but not of the others, by these rules.
@@ -85,8 +91,8 @@ fn egress_policies_see_the_backend() -> Result<()> {
             (blocks(""), true),
             (blocks(&format!(", ports: {}", ports(80))), false),
         ] {
-            town.scene.put("x", "egress", &egress(&rules))?;
-            traffic::expect(&town.questions(allowed, true)?).with_context(|| rules.clone())?;
+            town.obeys("x", "egress", &egress(&rules), &town.questions(allowed, true)?)
+                .with_context(|| rules.clone())?;
         }
         Ok(())
     })
@@ -123,8 +129,9 @@ fn ingress_policies_see_the_pod_that_asks() -> Result<()> {
             (format!("{{ports: {}}}", ports(8080)), true, true),
             (format!("{{ports: {}}}", ports(80)), false, false),
         ] {
-            town.scene.put("y", "ingress", &format!("{{podSelector: {{}}, ingress: [{rule}]}}"))?;
-            traffic::expect(&town.questions(clients, others)?).with_context(|| rule.clone())?;
+            let spec = format!("{{podSelector: {{}}, ingress: [{rule}]}}");
+            town.obeys("y", "ingress", &spec, &town.questions(clients, others)?)
+                .with_context(|| rule.clone())?;
         }
         Ok(())
     })

@@ -94,7 +94,7 @@ fn policies_are_explained_as_packets_meet_them() -> Result<()> {
         a.configure(|config| config.audit = Some(5_000));
         a.reload()?;
         wait::holds("flows to be told", || {
-            Ok(std::fs::read_to_string(a.log())?.contains("new flows are told, about 5000 a second at most"))
+            Ok(std::fs::read_to_string(a.log())?.contains("by each CPU its part of 5000 a second"))
         })?;
         let monitor = Monitor::start(a, "flows", &["--flows", "-o", "json"])?;
         let direct = format!("x/client → y/server:{PORT}/tcp allowed by ingress y/allow rule 2");

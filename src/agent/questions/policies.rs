@@ -45,9 +45,15 @@ fn viewed<T>(
 /// The source was not read yet.
 pub(in crate::agent) fn list(state: &State, namespace: Option<&str>) -> Result<Policies, Refusal> {
     let mut list = viewed(state, |view| Ok(view.list(namespace)))?;
-    list.closed = policies::closed(state).into_values().collect();
+    let closed = policies::closed(state).into_values();
+    list.closed = closed.filter(|closed| is_of(&closed.pod, namespace)).collect();
     list.closed.sort();
     Ok(list)
+}
+
+/// Whether a pod is of the namespace that is asked for. A container that goes by its number is of none.
+fn is_of(pod: &str, namespace: Option<&str>) -> bool {
+    namespace.is_none_or(|namespace| pod.split_once('/').is_some_and(|(own, _)| own == namespace))
 }
 
 /// `netd policy show`.
@@ -140,6 +146,15 @@ const fn effect(wanted: u64, held: u64) -> Effect {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_closed_pods_of_the_namespace_that_is_asked_for_count() {
+        let pods = ["shop/big-0", "shopping/cart", "c2", "number 7"];
+        let of = |namespace| pods.map(|pod| is_of(pod, namespace));
+        assert_eq!(of(Some("shop")), [true, false, false, false]);
+        assert_eq!(of(Some("blog")), [false; 4]);
+        assert_eq!(of(None), [true; 4]);
+    }
 
     #[test]
     fn what_the_kernel_judges_by_is_held_against_what_is_wanted() {

@@ -167,9 +167,9 @@ fn several_policies_add_up_and_the_first_rule_that_matches_is_told() {
     let planner = world.planned();
     let told = |from: &str, port| match verdict(planner.desired(), from, WEB, TCP, port).ingress {
         Side::Isolated { set, decision, .. } => {
-            let set = planner.set(set).unwrap();
+            let set = &planner.desired().sets[&set];
             assert_eq!((set.direction, set.policies.len()), (Direction::Ingress, 2));
-            planner.rule(decision.rule).map(ToString::to_string)
+            planner.desired().rules.get(&decision.rule).map(ToString::to_string)
         }
         other => panic!("{other:?}"),
     };

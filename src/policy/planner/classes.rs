@@ -5,24 +5,13 @@
 //! too, so an address needs no more than one.
 
 use super::Planner;
-use crate::policy::blocks::{GUARD, contains, covers_v4, span};
+use crate::policy::blocks::{GUARD, Place, contains, covers_v4, place, span};
 use crate::policy::compile::{PortName, write_block};
-use crate::policy::desired::IdentityName;
-use crate::policy::number::{ByNumber, Text};
+use crate::policy::number::{Numbers, Text};
 use crate::policy::selector::{ByLabel, Selector};
-use ipnet::IpNet;
 use netd_bpf::policy::{Block, identity};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::IpAddr;
 use std::sync::Arc;
-
-/// A block in the order of addresses: what lies in it comes right behind it.
-pub(super) type Place = (u128, u32);
-
-/// Where a block stands.
-pub(super) fn place(block: &Block) -> Place {
-    (*span(block).start(), block.prefix)
-}
 
 /// All that policies ask of a pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -147,7 +136,7 @@ pub(super) struct Classes {
     /// Blocks that have the IPv4 addresses in the kernel, and not in the API.
     covering: u32,
     pub(super) classes: HashMap<ClassKey, ClassRecord>,
-    numbers: ByNumber<ClassKey>,
+    numbers: Numbers,
     /// Profiles that lost a pod, and classes that lost an address.
     left_profiles: BTreeSet<u32>,
     left_classes: BTreeSet<ClassKey>,
@@ -180,38 +169,6 @@ impl Classes {
         self.classes.len()
     }
 
-    /// What an identity's number stands for.
-    pub(super) fn name(&self, number: u64) -> Option<IdentityName> {
-        if number == identity::WORLD {
-            return Some(IdentityName::default());
-        }
-        let class = self.numbers.get(&number)?;
-        let profile = class.profile.and_then(|id| self.profiles.get(&id)).map(|profile| &profile.key);
-        let labels = |labels: &[(String, String)]| labels.iter().cloned().collect();
-        let port = |(PortName { proto, name }, port): &(PortName, u16)| {
-            let proto = match proto {
-                6 => "TCP",
-                17 => "UDP",
-                _ => "SCTP",
-            };
-            format!("{name}={port}/{proto}")
-        };
-        let net = |block: Block| {
-            let address = IpAddr::from(block.addr);
-            let less = if address.is_ipv4() { 96 } else { 0 };
-            let prefix = u8::try_from(block.prefix.checked_sub(less)?).ok()?;
-            IpNet::new(address, prefix).ok()
-        };
-        Some(IdentityName {
-            pod: profile.is_some(),
-            namespace: profile.and_then(|key| key.namespace.as_deref()).map(str::to_owned),
-            namespace_labels: profile.map(|key| labels(&key.namespace_labels)).unwrap_or_default(),
-            labels: profile.map(|key| labels(&key.labels)).unwrap_or_default(),
-            ports: profile.iter().flat_map(|key| &key.ports).map(port).collect(),
-            block: class.block.and_then(net),
-        })
-    }
-
     /// The identity of a class; it has one more address.
     pub(super) fn acquire(&mut self, key: ClassKey) -> u64 {
         if (key.profile, key.block) == (None, None) {
@@ -232,10 +189,10 @@ impl Classes {
         if let Some(block) = &block {
             write_block(&mut text, &block.block);
         }
-        let number = text.marked(|number| self.numbers.contains_key(&number));
+        let number = text.marked(|number| self.numbers.contains(&number));
         let lists = profile.map(|one| &mut one.classes).into_iter().chain(block.map(|one| &mut one.classes));
         lists.for_each(|classes| classes.push((key, number)));
-        self.numbers.insert(number, key);
+        self.numbers.insert(number);
         self.classes.insert(key, ClassRecord { number, refs: 1 });
         self.fresh.push(key);
         number
@@ -393,5 +350,18 @@ impl Planner {
         if let Some(block) = key.block.and_then(|block| self.classes.blocks.get_mut(&place(&block))) {
             block.classes.retain(|(own, _)| *own != key);
         }
+    }
+}
+
+#[cfg(test)]
+impl Classes {
+    /// What is not empty.
+    pub(super) fn left(&self) -> Vec<&'static str> {
+        let mut left = left!(
+            self; profiles, profile_ids, by_label, by_namespace_label, by_namespace, by_port, blocks, classes, numbers,
+            left_profiles, left_classes, fresh; covering
+        );
+        left.extend((self.covering > 0).then_some("covering"));
+        left
     }
 }

@@ -5,9 +5,9 @@
 //! identities must not depend on which pods happen to be on this node.
 
 use super::Planner;
-use super::classes::{Place, ProfileKey, place};
+use super::classes::ProfileKey;
 use super::uses::Uses;
-use crate::policy::blocks::contains;
+use crate::policy::blocks::{Place, any_contains, contains, place};
 use crate::policy::compile::{Peer, PortName, Scope};
 use crate::policy::selector::{ByLabel, Index, Selector};
 use netd_bpf::policy::Block;
@@ -71,7 +71,7 @@ impl Peer {
     /// Whether the addresses whose longest block this is are meant.
     fn matches_block(&self, block: &Block) -> bool {
         let Self::Block { cidr, except } = self else { return false };
-        contains(cidr, block) && !except.iter().any(|except| contains(except, block))
+        contains(cidr, block) && !any_contains(except, block)
     }
 }
 
@@ -296,5 +296,13 @@ fn file(peers: &mut Peers, peer: &Peer, id: u32, there: bool) {
         Peer::Named(name) if there => drop(peers.by_port.insert(name.clone(), id)),
         Peer::Named(name) => drop(peers.by_port.remove(name)),
         Peer::Block { .. } => {}
+    }
+}
+
+#[cfg(test)]
+impl Peers {
+    /// What is not empty.
+    pub(super) fn left(&self) -> Vec<&'static str> {
+        left!(self; ids, records, own, by_pods, by_namespace, by_port, labels, namespace_labels, namespaces, blocks)
     }
 }

@@ -394,3 +394,11 @@ where
         None => {}
     }
 }
+
+#[cfg(test)]
+impl Pods {
+    /// What is not empty.
+    pub(super) fn left(&self) -> Vec<&'static str> {
+        left!(self; ids, records, namespaces, by_key, by_port, left)
+    }
+}

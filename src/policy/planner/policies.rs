@@ -201,3 +201,11 @@ impl Planner {
         }
     }
 }
+
+#[cfg(test)]
+impl Policies {
+    /// What is not empty.
+    pub(super) fn left(&self) -> Vec<&'static str> {
+        left!(self; ids, records, parts, rules, port_names)
+    }
+}

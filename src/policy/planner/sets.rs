@@ -4,9 +4,10 @@
 //! sets and classes, and never change.
 
 use super::Planner;
-use super::classes::{ClassKey, place as place_of};
+use super::classes::ClassKey;
 use super::policies::RuleRecord;
 use crate::model::ObjectName;
+use crate::policy::blocks::place as place_of;
 use crate::policy::compile::PortName;
 use crate::policy::desired::{List, Problem, SetName};
 use crate::policy::number::{ByNumber, Text};
@@ -466,4 +467,12 @@ fn fits(
         judged.insert(key.set);
     }
     fits
+}
+
+#[cfg(test)]
+impl SetBook {
+    /// What is not empty. Lists may be asked for again, and go once they are many.
+    pub(super) fn left(&self) -> Vec<&'static str> {
+        left!(self; records, ids, left, overlong, judged; lists)
+    }
 }

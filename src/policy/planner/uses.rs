@@ -60,6 +60,15 @@ impl<K: Eq + Hash + Clone> Uses<K> {
 }
 
 #[cfg(test)]
+impl<K> Uses<K> {
+    /// Nobody uses anything, and nobody did who would have to be told.
+    pub(super) fn is_empty(&self) -> bool {
+        let Self { counts, before } = self;
+        counts.is_empty() && before.is_empty()
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

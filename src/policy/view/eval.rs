@@ -82,7 +82,9 @@ enum Party {
     /// A pod that policies may select.
     Pod(ObjectName),
     /// Whoever has this address and is no such pod.
-    Address(IpAddr, Option<ObjectName>),
+    Address(IpAddr),
+    /// A pod with its node's network, which no policy selects, and its addresses, at least one.
+    Host(ObjectName, Vec<IpAddr>),
     /// The other end's node.
     Node,
 }
@@ -91,7 +93,7 @@ impl Party {
     const fn pod(&self) -> Option<&ObjectName> {
         match self {
             Self::Pod(name) => Some(name),
-            Self::Address(..) | Self::Node => None,
+            Self::Address(_) | Self::Host(..) | Self::Node => None,
         }
     }
 }
@@ -145,8 +147,8 @@ impl View<'_> {
             let Some(pod) = self.model.pods.get(&name).filter(|pod| exempt(pod).is_some()) else {
                 return Ok(Party::Pod(name));
             };
-            return match pod.ips.first() {
-                Some(ip) if pod.host_network => Ok(Party::Address(*ip, Some(name))),
+            return match pod.ips.as_slice() {
+                ips @ [_, ..] if pod.host_network => Ok(Party::Host(name, ips.to_vec())),
                 _ => Err(Refusal::Bad(format!("pod {name} has no address: it has ended, or waits for one"))),
             };
         };
@@ -161,15 +163,15 @@ impl View<'_> {
         let mut there = self.model.pods.values().filter(|pod| exempt(pod).is_none());
         match there.find(|pod| pod.ips.contains(&address)) {
             Some(pod) => Ok(Party::Pod(pod.name.clone())),
-            None => Ok(Party::Address(address, None)),
+            None => Ok(Party::Address(address)),
         }
     }
 
     fn end(&self, party: &Party, other: &Party) -> End {
         let (name, pod) = match party {
             Party::Pod(name) => (name.to_string(), Some(name)),
-            Party::Address(address, None) => (address.to_string(), None),
-            Party::Address(_, Some(name)) => (name.to_string(), Some(name)),
+            Party::Address(address) => (address.to_string(), None),
+            Party::Host(name, _) => (name.to_string(), Some(name)),
             Party::Node => match other.pod().and_then(|pod| self.runs_on(pod)) {
                 Some(node) => (format!("node {node}"), None),
                 None => (NODE.to_owned(), None),
@@ -182,7 +184,8 @@ impl View<'_> {
     fn pairs(&self, from: &Party, to: &Party) -> Result<Vec<Pair>, Refusal> {
         let known = |party: &Party| match party {
             Party::Pod(name) => self.addresses(name),
-            Party::Address(address, _) => vec![*address],
+            Party::Address(address) => vec![*address],
+            Party::Host(_, addresses) => addresses.clone(),
             Party::Node => Vec::new(),
         };
         let (ours, theirs) = (known(from), known(to));
@@ -277,7 +280,9 @@ impl View<'_> {
         }
         let own_node = |pod: &Party, other: &Party, address| match (pod, other) {
             (Party::Pod(_), Party::Node) => true,
-            (Party::Pod(pod), Party::Address(..)) => self.node_addresses(pod).contains(&address),
+            (Party::Pod(pod), Party::Address(_) | Party::Host(..)) => {
+                self.node_addresses(pod).contains(&address)
+            }
             _ => false,
         };
         (own_node(from, to, pair.to) || own_node(to, from, pair.from))

@@ -255,6 +255,29 @@ fn a_flow_is_judged_by_the_planner() {
     ");
 }
 
+/// What a block allows to one of its addresses it does not to the other.
+#[test]
+fn a_pod_with_its_nodes_network_is_judged_by_all_its_addresses() {
+    let host = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: probe, namespace: blog}\n\
+                spec: {nodeName: node-9, hostNetwork: true, containers: [{name: c}]}\n\
+                status: {podIP: 192.0.2.9, podIPs: [{ip: 192.0.2.9}, {ip: \"2001:db8::9\"}]}\n";
+    let model = cluster(host);
+    let view = folder(&model);
+    let by_family = |from: &str, to: &str| {
+        let told = view.eval(&Question::new(from, to).unwrap()).unwrap();
+        let case = |case: &answer::Case| (case.from.map(|ip| ip.is_ipv4()), case.allowed);
+        (told.allowed, told.cases.iter().map(case).collect::<Vec<_>>())
+    };
+    // 0.0.0.0/0 alone may be asked at 443.
+    let (v4, v6) = (Some(true), Some(false));
+    assert_eq!(by_family("web-0", "probe:443"), (false, vec![(v4, true), (v6, false)]));
+    assert_eq!(by_family("web-0", "probe:53/udp"), (true, vec![(v4, true), (v6, true)]));
+    assert_eq!(by_family("probe", "db-0:5432"), (false, vec![(v4, false), (v6, false)]));
+    // The other end has one family only.
+    assert_eq!(by_family("wiki-0", "probe:80"), (true, vec![(v4, true)]));
+    assert_eq!(by_family("2001:db8::1", "probe:80"), (true, vec![(v6, true)]));
+}
+
 #[test]
 fn a_pod_always_reaches_itself_and_its_own_node() {
     let model = cluster("");

@@ -72,16 +72,6 @@ impl PolicyStatus {
     /// How much of the last drift is told.
     pub const DRIFT_TOLD: usize = 20;
 
-    /// True if all that is wanted is in the kernel.
-    #[must_use]
-    pub fn is_well(&self) -> bool {
-        self.generation.is_some()
-            && self.error.is_none()
-            && self.closed.is_empty()
-            && self.left_out.is_empty()
-            && self.problems.is_empty()
-    }
-
     /// Number of pods that are shut off.
     #[must_use]
     pub fn closed_pods(&self) -> usize {

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::mem::discriminant;
 use std::net::IpAddr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
@@ -46,7 +46,7 @@ pub(super) struct Worker<M> {
     config: Config,
     node: String,
     maps: M,
-    planner: Arc<RwLock<Planner>>,
+    planner: Planner,
     /// None: to be read back from the kernel.
     tables: Option<Tables>,
     /// The generation of what is planned; none before the first.
@@ -76,13 +76,11 @@ impl<M: PolicyMaps> Worker<M> {
         office: &Office,
         (maps, metrics): (M, PolicyMetrics),
     ) -> Self {
-        // What a former one planned may be half made.
-        *office.planner.write().unwrap_or_else(PoisonError::into_inner) = Planner::new();
         Self {
             config,
             node,
             maps,
-            planner: Arc::clone(&office.planner),
+            planner: Planner::new(),
             tables: None,
             planned: None,
             locals: BTreeMap::new(),
@@ -167,15 +165,13 @@ impl<M: PolicyMaps> Worker<M> {
         let told = model.nodes.get(self.node.as_str()).into_iter().flat_map(|node| &node.internal_ips);
         let addresses: Vec<IpAddr> = goal.addresses.iter().chain(told).copied().collect();
         let input = Input { model, locals: &locals, node: &self.node, node_addresses: &addresses };
-        let mut planner = self.planner.write().unwrap_or_else(PoisonError::into_inner);
-        let touched = planner.update(input);
+        let touched = self.planner.update(input);
         self.status.compile_us = micros(start);
         self.metrics.compile.observe(start.elapsed().as_secs_f64());
-        let desired = planner.desired();
+        let desired = self.planner.desired();
         self.names.follow(desired, &touched);
         self.status.policies = goal.snapshot.model.policies.len();
-        self.status.count(&planner);
-        drop(planner);
+        self.status.count(&self.planner);
         self.locals = locals;
         self.planned = Some(goal.snapshot.generation);
         touched
@@ -204,11 +200,8 @@ impl<M: PolicyMaps> Worker<M> {
         }
         let mut writes = 0;
         loop {
-            let planner = Arc::clone(&self.planner);
-            let planner = planner.read().unwrap_or_else(PoisonError::into_inner);
             let Some(tables) = &mut self.tables else { return Ok(()) };
-            let Plan { ops, refused, again } = tables.plan(planner.desired(), &touched, Instant::now());
-            drop(planner);
+            let Plan { ops, refused, again } = tables.plan(self.planner.desired(), &touched, Instant::now());
             self.status.refuse(&refused, &self.locals);
             writes += ops.len();
             self.write(&ops)?;
