@@ -58,8 +58,10 @@ pub(crate) fn all(lab: &Lab, report: &mut Report) -> Result<()> {
     let mut pods = Pods(Vec::new());
     for node in site.nodes() {
         for n in 1..=2 {
+            let name = format!("{}{n}", node.name());
+            site.state.pod(&name, node.name(), &[], &[])?;
             let start = Instant::now();
-            let server = node.add_server(&format!("{}{n}", node.name()))?;
+            let server = node.add_server(&name)?;
             let took = start.elapsed().as_millis();
             let pod = &server.pod;
             let shown: Vec<String> = pod.addresses.iter().map(IpAddr::to_string).collect();

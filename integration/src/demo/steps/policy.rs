@@ -61,6 +61,7 @@ fn eval(node: &Node<'_>, asked: &str) -> Result<String> {
     words.extend([OsStr::new("--socket"), socket.as_os_str()]);
     let output = node.netd(&words)?;
     let said = String::from_utf8_lossy(&output.stdout).trim_end().to_owned();
-    ensure!(output.status.code() == Some(1), "{}: {said}", output.status);
+    let error = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(1), "{}: {said}{error}", output.status);
     Ok(said)
 }
