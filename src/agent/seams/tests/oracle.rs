@@ -36,11 +36,11 @@ const ICMP: [u8; 2] = [1, 58];
 /// Pods of this node, at most.
 const PODS: u32 = 10;
 /// MAC address of the uplink.
-const UPLINK_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x99];
+pub(super) const UPLINK_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x99];
 
 /// What all clusters have in common: the loaded programs, the tables and their image, interfaces for pods.
-struct World {
-    rig: Rig,
+pub(super) struct World {
+    pub(super) rig: Rig,
     maps: PolicyTables,
     tables: RefCell<Tables>,
     now: Cell<Instant>,
@@ -48,11 +48,11 @@ struct World {
     pods: RefCell<Vec<(Local, Pod)>>,
     /// Interface of each endpoint, by its remainder.
     interfaces: Vec<u32>,
-    uplink: u32,
+    pub(super) uplink: u32,
 }
 
 impl World {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let rig = Rig::with(|config| {
             (config.policy_rows, config.policy_ranges) = (4096, 8192);
             (config.identities, config.blocks) = (256, 1024);
@@ -81,12 +81,12 @@ impl World {
         }
     }
 
-    fn interface(&self, endpoint: u32) -> u32 {
+    pub(super) fn interface(&self, endpoint: u32) -> u32 {
         self.interfaces[(endpoint % ENDPOINTS) as usize]
     }
 
     /// Plans and writes. No program runs meanwhile, so that a quarantine is over at once.
-    fn bring(&self, desired: &Desired, touched: &Touched) {
+    pub(super) fn bring(&self, desired: &Desired, touched: &Touched) {
         let mut tables = self.tables.borrow_mut();
         self.now.set(self.now.get() + 2 * QUARANTINE);
         let plan = tables.plan(desired, touched, self.now.get());
@@ -121,7 +121,7 @@ impl World {
         });
     }
 
-    fn add_pod(&self, local: &Local) {
+    pub(super) fn add_pod(&self, local: &Local) {
         let mut pods = self.pods.borrow_mut();
         if pods.iter().any(|(other, _)| other == local) {
             return;
