@@ -8,7 +8,8 @@
 //!
 //! Always allowed: what a pod sends to itself, what the node itself sends to its pods, and what they send to it
 //! (the API's exceptions). The node itself sent what has a socket: of what it forwards the stack drops the socket,
-//! whatever its source was translated to.
+//! whatever its source was translated to. Some of its own has none: before Linux 6.13 the RST by IPv6 for which there is no
+//! socket, and the ACKs of connections in `TIME_WAIT`. They pass in flows that the node opened.
 //!
 //! Whoever reads a row twice without finding it whole denies: nothing here fails open.
 
@@ -170,7 +171,7 @@ fn ask(run: &mut Run, case: &mut Case) {
     let Asked { set, endpoint, reason } = case.asked;
     let egress = reason == reason::EGRESS_DENIED;
     case.denied = reason;
-    let Some(scratch) = table::scratch() else { return };
+    let Some(scratch) = table::scratch_of(run) else { return };
     let maps::Scratch { identity, policy, search, .. } = scratch;
     identify(if egress { &case.responder } else { &case.initiator }, identity, search);
     if egress && identity.flags & identity_flag::NODE != 0 && search.found {
@@ -204,6 +205,7 @@ fn ask(run: &mut Run, case: &mut Case) {
     }
     if search.decision.action == action::ALLOW {
         case.denied = 0;
+        run.allowed_by = search.decision.rule;
         if egress {
             case.egress_rule = search.decision.rule;
         } else {

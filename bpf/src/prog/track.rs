@@ -33,7 +33,7 @@ enum Known {
 #[inline(always)]
 pub(super) fn from_pod(ctx: &TcContext, work: &mut Work) -> Result<(), u8> {
     if !work.packet.has_ports {
-        return without_ports(ctx, work);
+        return from_code(without_ports(ctx, work));
     }
     let Work { run, packet, to, choice, case, .. } = work;
     let mut known = known(ctx, run, packet, to, case);
@@ -80,7 +80,7 @@ pub(super) fn from_pod(ctx: &TcContext, work: &mut Work) -> Result<(), u8> {
 #[inline(always)]
 pub(super) fn to_pod(ctx: &TcContext, work: &mut Work) -> Result<(), u8> {
     if !work.packet.has_ports {
-        return without_ports(ctx, work);
+        return from_code(without_ports(ctx, work));
     }
     let Work { run, packet, to, case, .. } = work;
     let mut known = known(ctx, run, packet, to, case);
@@ -107,20 +107,23 @@ pub(super) fn to_pod(ctx: &TcContext, work: &mut Work) -> Result<(), u8> {
     }
 }
 
-/// ICMP other than echo: what is about a known flow belongs to it, all else is judged packet by packet.
-#[inline(always)]
-fn without_ports(ctx: &TcContext, work: &mut Work) -> Result<(), u8> {
+/// ICMP other than echo: what is about a known flow belongs to it and is judged as it, all else is judged packet by
+/// packet.
+#[inline(never)]
+fn without_ports(ctx: &TcContext, work: &mut Work) -> u8 {
     if work.packet.is_icmp_error() {
-        from_code(icmp::error(ctx, work))?;
+        let failed = icmp::error(ctx, work);
         // An explain run looks up no flow, and cannot tell.
-        if work.run.related || work.run.explain {
-            return Ok(());
+        if failed != 0 || work.run.related && !work.case.stale || work.run.explain {
+            return failed;
         }
     }
     let Work { run, packet, case, .. } = work;
-    case.set(&packet.source, &packet.destination, 0, packet.proto);
-    case.by_node = policy::sent_by_node(ctx, run);
-    from_code(policy::judge(run, case))
+    if !run.related {
+        case.set(&packet.source, &packet.destination, 0, packet.proto);
+        case.by_node = policy::sent_by_node(ctx, run);
+    }
+    policy::judge(run, case)
 }
 
 /// Notes in the view whom the packet was really for, and gives the reason.
@@ -169,7 +172,7 @@ fn known(ctx: &TcContext, run: &mut Run, packet: &Packet, to: &mut Translation, 
         supersede(flow, packet, key, forward, established);
         return Known::New;
     }
-    if allowed(ctx, run, flow, key, forward) {
+    if allowed(ctx, run, packet, flow, key, forward) {
         touch(flow, packet, key, Way { forward, established }, now);
     } else {
         case.stale = true;
@@ -198,29 +201,30 @@ fn known(ctx: &TcContext, run: &mut Run, packet: &Packet, to: &mut Translation, 
 
 /// True if the flow was judged in this epoch, and for this pod: one that has the address of another which is gone
 /// has none of its flows. What the node itself opened nobody judges; but a packet of somebody else, whose source was
-/// translated to the node's, may have the same ends, and has no socket of the node.
+/// translated to the node's, may have the same ends, and has no socket of the node. Of TCP that is asked of the SYN:
+/// some kernels send the last ACK and the RST of the node itself without (see [`policy`]).
 #[inline(always)]
-fn allowed(ctx: &TcContext, run: &Run, flow: &Flow, key: &FlowKey, forward: bool) -> bool {
+fn allowed(ctx: &TcContext, run: &Run, packet: &Packet, flow: &Flow, key: &FlowKey, forward: bool) -> bool {
     let inherited =
         forward && run.stage == stage::POD_EGRESS && flow.owner != run.endpoint && flow.owner != 0;
     let judged = flow.verdict ^ key.digest();
     judged == policy::epoch() && !inherited
-        || judged == OF_NODE && (!forward || policy::sent_by_node(ctx, run))
+        || judged == OF_NODE && (!forward || !begins(packet) || policy::sent_by_node(ctx, run))
 }
 
 /// A packet's flow, as it was found.
-struct Found<'a> {
-    flow: &'a Flow,
+pub(super) struct Found<'a> {
+    pub(super) flow: &'a Flow,
     /// The packet goes from the initiator to the other end.
-    forward: bool,
+    pub(super) forward: bool,
     /// A pod that is gone left it ([`is_left`]).
-    left: bool,
+    pub(super) left: bool,
 }
 
 /// Makes a case of a flow of which policy may have changed. What is left of one whose pod is gone is judged by its
 /// packets, each on its own: who has the address now did not ask for them.
 #[inline(always)]
-fn file(ctx: &TcContext, run: &Run, packet: &Packet, found: Found<'_>, case: &mut Case) {
+pub(super) fn file(ctx: &TcContext, run: &Run, packet: &Packet, found: Found<'_>, case: &mut Case) {
     let Found { flow, forward, left } = found;
     if forward || left {
         case.set(&packet.source, &packet.destination, packet.destination_port, packet.proto);

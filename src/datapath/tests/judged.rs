@@ -1,8 +1,11 @@
 //! What a packet of a known flow is judged as: by whom it really is, in the direction in which the flow began, and by
 //! the pod at the interface, whatever addresses say.
 
-use super::frames::{Segment, UDP, addr, ip, raw, read, tcp, udp};
-use super::rig::{IFINDEX, OTHER_IFINDEX, Rig, isolated, pod, uplink};
+use super::frames::{
+    EXCEEDED, IcmpError, PROBLEM, Segment, TCP, TOO_BIG, UDP, UNREACHABLE, addr, ip, packet, raw, read, tcp,
+    udp,
+};
+use super::rig::{IFINDEX, OTHER_IFINDEX, Rig, isolated, pod, run, uplink};
 use crate::datapath::test_run::{Ran, Stage};
 use crate::datapath::{Sets, locked};
 use netd_bpf::event::reason;
@@ -47,14 +50,14 @@ fn of_node(rig: &Rig, address: &str) {
 }
 
 /// Puts a row in its place that `from` began towards `to`; gives its key.
-fn plant(rig: &Rig, from: &str, to: &str, verdict: impl FnOnce(&FlowKey) -> u32) -> FlowKey {
+fn plant(rig: &Rig, proto: u8, from: &str, to: &str, verdict: impl FnOnce(&FlowKey) -> u32) -> FlowKey {
     let end = |text: &str| {
         let socket: std::net::SocketAddr = text.parse().unwrap();
         (socket.ip().into(), socket.port().to_be())
     };
     let ((from, from_port), (to, to_port)) = (end(from), end(to));
     let mut key = FlowKey::default();
-    let high = key.set((&from, from_port), (&to, to_port), 6);
+    let high = key.set((&from, from_port), (&to, to_port), proto);
     let state = flow_flag::REPLIED | flow_flag::CONFIRMED;
     let flow = Flow {
         flags: state | if high { flow_flag::INITIATOR_HIGH } else { 0 },
@@ -214,19 +217,27 @@ fn who_appears_as_the_node_has_no_part_in_what_the_node_opened() {
         for [own, _, node] in FAMILIES {
             let rig = Rig::new();
             of_node(&rig, ip(node));
-            let key = plant(&rig, node, own, |key| key.digest() ^ OF_NODE);
+            let keys = [TCP, UDP].map(|proto| plant(&rig, proto, node, own, |key| key.digest() ^ OF_NODE));
             isolate(&rig, 1, NO_INGRESS);
-            let planted = rig.flow(&key).unwrap().verdict;
+            let verdicts = || keys.map(|key| rig.flow(&key).unwrap().verdict);
+            let planted = verdicts();
             for _ in 0..2 {
                 // A test run's packet has no socket of the node.
-                assert_eq!(rig.pod_receives(&tcp(node, own, Segment::Ack)).verdict, SHOT);
-                assert!(passes(&rig.pod_sends(&tcp(own, node, Segment::Ack))));
+                assert_eq!(rig.pod_receives(&tcp(node, own, Segment::Syn)).verdict, SHOT);
+                assert_eq!(rig.pod_receives(&udp(node, own)).verdict, SHOT);
+                assert!(passes(&rig.pod_sends(&tcp(own, node, Segment::SynAck))));
+                assert!(passes(&rig.pod_sends(&udp(own, node))));
+                // Nor have these of the node itself, with some kernels.
+                assert!(passes(&rig.pod_receives(&tcp(node, own, Segment::Ack))));
                 rig.datapath.bump_policy_epoch().unwrap();
             }
-            // Where policies allow it, it passes; the row stays the node's.
+            // Where policies allow it, it passes; the rows stay the node's.
             isolate(&rig, 1, Sets::OPEN);
-            assert!(passes(&rig.pod_receives(&tcp(node, own, Segment::Ack))));
-            assert_eq!(rig.flow(&key).unwrap().verdict, planted);
+            assert!(passes(&rig.pod_receives(&tcp(node, own, Segment::Syn))));
+            assert!(passes(&rig.pod_receives(&udp(node, own))));
+            assert_eq!(verdicts(), planted);
+            isolate(&rig, 1, NO_INGRESS);
+            assert!(passes(&rig.pod_receives(&tcp(node, own, Segment::Rst))));
         }
     });
 }
@@ -239,7 +250,7 @@ fn a_pod_answers_its_node_whoever_speaks_first_in_a_new_epoch() {
             of_node(&rig, ip(node));
             isolate(&rig, 1, NO_INGRESS);
             // As another schema leaves them.
-            let keys = [node, other].map(|from| plant(&rig, from, own, |_| 0));
+            let keys = [node, other].map(|from| plant(&rig, TCP, from, own, |_| 0));
             for _ in 0..2 {
                 assert!(passes(&rig.pod_sends(&tcp(own, node, Segment::Ack))));
                 assert_eq!(rig.pod_sends(&tcp(own, other, Segment::Ack)).verdict, SHOT, "no node");
@@ -300,5 +311,110 @@ fn packets_that_are_denied_keep_no_row_alive() {
             assert!(passes(&rig.pod_sends(&udp(own, other))));
             assert!(rig.flow(&row.key).unwrap().last_seen > aged.last_seen);
         }
+    });
+}
+
+/// An echo request (RFC 792, RFC 4443 §4.1).
+fn echo(from: &str, to: &str, id: u8) -> Vec<u8> {
+    let (proto, kind) = if from.contains(':') { (58, 128) } else { (1, 8) };
+    raw(from, to, proto, &[kind, 0, 0, 0, 0, id, 0, 1])
+}
+
+#[test]
+fn errors_about_echo_and_tunnels_reach_an_isolated_pod() {
+    isolated(|| {
+        for ([own, other, _], router) in FAMILIES.into_iter().zip(["198.51.100.1", "2001:db8:9::1"]) {
+            let (own, other) = (ip(own), ip(other));
+            let rig = Rig::new();
+            isolate(&rig, 1, NO_INGRESS);
+            // GRE, ESP, L2TP.
+            let mut sent: Vec<Vec<u8>> = [47, 50, 115].map(|proto| raw(own, other, proto, &[7; 24])).into();
+            sent.push(echo(own, other, 5));
+            for frame in sent {
+                let about = |error: IcmpError| {
+                    error.frame(router, own, 60, &packet(&frame)[..packet(&frame).len().min(68)])
+                };
+                assert_eq!(rig.pod_receives(&about(TOO_BIG)).verdict, SHOT, "about nothing that was sent");
+                assert!(passes(&rig.pod_sends(&frame)));
+                for error in [TOO_BIG, EXCEEDED, UNREACHABLE, PROBLEM] {
+                    let came = about(error);
+                    let ran = rig.pod_receives(&came);
+                    assert_eq!((ran.verdict, &ran.packet), (OK, &came), "{error:?}");
+                }
+            }
+            // Another's, and what is no flow.
+            for frame in
+                [echo(own, other, 6), raw(own, other, 4, &[7; 24]), TOO_BIG.frame(own, other, 64, &[7; 40])]
+            {
+                let came = EXCEEDED.frame(router, own, 60, packet(&frame));
+                assert_eq!(rig.pod_receives(&came).verdict, SHOT);
+            }
+        }
+    });
+}
+
+#[test]
+fn an_error_passes_as_long_as_policies_allow_what_it_quotes() {
+    isolated(|| {
+        for ([own, other, node], router) in FAMILIES.into_iter().zip(["198.51.100.1", "2001:db8:9::1"]) {
+            let rig = Rig::new();
+            of_node(&rig, ip(node));
+            assert!(passes(&rig.pod_sends(&udp(own, other))));
+            assert!(passes(&rig.pod_receives(&tcp(other, own, Segment::Syn))));
+            // About what the pod began, and about its answers to what others did; from the pod.
+            let about_own = TOO_BIG.frame(router, ip(own), 60, packet(&udp(own, other)));
+            let about_answer = TOO_BIG.frame(router, ip(own), 60, packet(&tcp(own, other, Segment::SynAck)));
+            let by_pod = UNREACHABLE.frame(ip(own), ip(other), 64, packet(&udp(other, own)));
+            let told = || {
+                let came = [&about_own, &about_answer].map(|frame| passes(&rig.pod_receives(frame)));
+                (came, passes(&rig.pod_sends(&by_pod)))
+            };
+            let before = rig.datapath.flows().unwrap();
+            for (sets, expected) in [
+                (Sets::OPEN, ([true, true], true)),
+                (NO_INGRESS, ([true, false], true)),
+                (NO_EGRESS, ([false, true], false)),
+                (Sets::CLOSED, ([false, false], false)),
+            ] {
+                isolate(&rig, 1, sets);
+                assert_eq!(told(), expected, "{sets:?}");
+                assert_eq!(told(), expected, "{sets:?}, again");
+            }
+            assert_eq!(rig.datapath.flows().unwrap().len(), before.len());
+            assert!(rig.datapath.flows().unwrap().iter().all(|row| before.contains(row)), "refreshed");
+            // To its node a pod may always say what became of a packet.
+            plant(&rig, UDP, node, own, |_| 0);
+            let to_node = UNREACHABLE.frame(ip(own), ip(node), 64, packet(&udp(node, own)));
+            assert!(passes(&rig.pod_sends(&to_node)));
+            // Another has the address, and sent nothing.
+            succeed(&rig, NO_INGRESS);
+            assert!(!passes(&rig.pod_receives(&about_own)));
+        }
+    });
+}
+
+#[test]
+fn a_flow_that_was_told_leaves_no_rule_to_the_packets_drop() {
+    isolated(|| {
+        let rig = Rig::fresh();
+        run(&["sysctl", "-qw", "net.ipv4.ip_forward=1"]);
+        run(&["ip", "route", "add", "blackhole", "192.0.2.0/24"]);
+        let (set, rule) = (set::MARK | 5, 77);
+        let key = PolicyKey { set, identity: identity::ANY };
+        let otherwise = Decision { rule, action: action::ALLOW, tier: tier::NAMESPACE, pad: 0 };
+        rig.datapath.set_policy_rows(&[(key, PolicyRow { otherwise, ..PolicyRow::default() })]).unwrap();
+        isolate(&rig, 1, Sets { egress: set, ..Sets::OPEN });
+        rig.datapath.set_flow_audit(1000).unwrap();
+        assert_eq!(rig.pod_sends(&udp("10.0.0.1:1000", "192.0.2.7:2000")).verdict, SHOT);
+        let drops = rig.datapath.drop_counts().unwrap();
+        let told: Vec<_> = drops.iter().map(|(key, _)| (key.reason, key.rule)).collect();
+        assert_eq!(told, [(reason::NO_ROUTE, 0)]);
+        // An explanation says by which rule a packet passes, and that no rule dropped this one.
+        let explain = |to: &str| {
+            let frame = udp("10.0.0.1:1000", to);
+            let ran = rig.datapath.test_run(Stage::PodEgress, &frame, IFINDEX, true, 1).unwrap();
+            ran.explained.unwrap().rule
+        };
+        assert_eq!((explain("10.0.0.2:53"), explain("192.0.2.7:53")), (rule, 0));
     });
 }
