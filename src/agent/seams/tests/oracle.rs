@@ -151,8 +151,8 @@ fn kernel(maps: &PolicyTables) -> Kernel {
 struct Programs<'w> {
     world: &'w World,
     planner: Planner,
-    /// Flows that were let through at least once, and who began them.
-    open: HashMap<FlowKey, IpAddr>,
+    /// Flows that were let through at least once: who began them, and the pod whose they are.
+    open: HashMap<FlowKey, (IpAddr, u32)>,
 }
 
 impl<'w> Programs<'w> {
@@ -213,15 +213,21 @@ impl Subject for Programs<'_> {
         let (forth, back) = ([&packet.from, &packet.to], [&packet.to, &packet.from]);
         let datapath = &self.world.rig.datapath;
 
-        let opened_by = self.open.get(&key).copied();
+        let opened = self.open.get(&key).copied();
         let from = packet.from.address();
-        if opened_by.is_some_and(|other| other != from) {
+        let local = |end: &End| {
+            let found = cluster.locals.iter().find(|local| local.addresses.contains(&end.address()))?;
+            cluster.is_local(end).then_some(found.endpoint)
+        };
+        let owner = local(&packet.from).or(local(&packet.to)).unwrap_or_default();
+        if opened.is_some_and(|(other, _)| other != from) {
             // Without ports it would be an answer to what went the other way, also if that is forbidden by now.
             self.open.remove(&key);
             datapath.remove_flow(&key).unwrap();
         }
-        // Of a flow that stood before the cluster changed the next packet may be the answer.
-        let stands = opened_by == Some(from) && self.world.rig.flow(&key).is_some();
+        // Of a flow that stood before the cluster changed the next packet may be the answer; but not to a pod that has
+        // the address of the one whose it was.
+        let stands = opened == Some((from, owner)) && self.world.rig.flow(&key).is_some();
         let first_back = stands && number.is_multiple_of(3);
         let answered = first_back.then(|| self.send(cluster, back, &answer, false, by_stack));
         let explained = self.send(cluster, forth, &frame, true, by_stack).explained.unwrap();
@@ -246,7 +252,7 @@ impl Subject for Programs<'_> {
             };
             return Ok(Some(judged));
         }
-        self.open.insert(key, from);
+        self.open.insert(key, (from, owner));
         let answered = self.send(cluster, back, &answer, false, by_stack);
         prop_assert_ne!(answered.verdict, SHOT, "the answer to {:?}", packet);
         let row = self.world.rig.flow(&key);
