@@ -213,6 +213,7 @@ fn allowed(ctx: &TcContext, run: &Run, packet: &Packet, flow: &Flow, key: &FlowK
 }
 
 /// A packet's flow, as it was found.
+#[derive(Clone, Copy)]
 pub(super) struct Found<'a> {
     pub(super) flow: &'a Flow,
     /// The packet goes from the initiator to the other end.
