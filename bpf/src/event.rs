@@ -56,11 +56,12 @@ pub struct Drop {
     pub set: u64,
     /// Source as the packet carried it.
     pub source: Addr,
-    /// Destination as the packet carried it, before translation.
+    /// Destination as the packet carried it, before translation; where policy denied it, whom it was really for: of a
+    /// Service the backend.
     pub destination: Addr,
     /// Network order.
     pub source_port: u16,
-    /// Network order.
+    /// Network order, as [`Drop::destination`].
     pub destination_port: u16,
     /// IANA protocol number.
     pub proto: u8,
@@ -163,7 +164,8 @@ pub struct Explained {
     pub service: u32,
     /// Backend id, 0: none.
     pub backend: u32,
-    /// Policy rule that decided, 0: none was asked.
+    /// Policy rule that denied the packet, or else the last one that allowed it (of two pods of one node the receiver's);
+    /// 0: none.
     pub rule: u32,
     /// Interface the packet was sent to, 0: none.
     pub ifindex: u32,

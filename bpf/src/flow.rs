@@ -139,8 +139,6 @@ pub mod flow_flag {
     pub const LAST_WAS_REPLY: u16 = 1 << 10;
     /// TCP: a RST was seen from the other end.
     pub const RESET_REPLY: u16 = 1 << 11;
-    /// The node itself opened the flow to its pod, which no policy forbids.
-    pub const FROM_NODE: u16 = 1 << 12;
     /// TCP: a RST was seen.
     pub const RESET: u16 = RESET_FORWARD | RESET_REPLY;
     /// TCP: both ends are done.
@@ -150,6 +148,9 @@ pub mod flow_flag {
     /// What changes in a flow's life; the rest is the flow's own from its first packet on.
     pub const STATE: u16 = REPLIED | CLOSING | CONFIRMED | REFUSED | LAST_WAS_REPLY;
 }
+
+/// In the place of an epoch in [`Flow::verdict`]: the node itself opened the flow to its pod, which no policy forbids.
+pub const OF_NODE: u32 = 0x6e6f_6465;
 
 /// Value of `NURSERY` and `ESTABLISHED`.
 #[repr(C)]
@@ -173,8 +174,8 @@ pub struct Flow {
     pub backend: u32,
     /// [`crate::service::Backend::generation`] when the backend was chosen.
     pub backend_generation: u32,
-    /// That policy allowed the flow: the epoch in which it was judged, XOR [`FlowKey::digest`], so that it means
-    /// nothing in a row of another key. Anything else: to be judged.
+    /// That policy allowed the flow: the epoch in which it was judged, or [`OF_NODE`], XOR [`FlowKey::digest`], so that
+    /// it means nothing in a row of another key. Anything else: to be judged.
     pub verdict: u32,
     /// Zero.
     pub pad: u32,

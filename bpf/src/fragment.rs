@@ -73,23 +73,23 @@ pub struct Datagram {
     pub flags: u32,
     /// When it came, seconds since boot.
     pub since: u32,
-    /// [`seal`] of the key and of all the above: the kernel may give a replaced row's memory to the next one
-    /// while a program still reads it.
+    /// [`seal`] of the key, of all the above and of the policy epoch: the kernel may give a replaced row's memory to the
+    /// next one while a program still reads it, and what policy allowed it may forbid from now on.
     pub seal: u32,
     /// Bytes that have not come yet, modulo 2³²; before the last fragment tells how many there are: none,
     /// less those that have come. Changed by atomic addition.
     pub missing: u32,
 }
 
-/// Binds a row to its key and to itself: a hash whose steps all are reversible, so that no single changed word
+/// Binds a row to its key, to itself and to the (folded) epoch of policy in which it was written: a hash whose steps all are reversible, so that no single changed word
 /// goes unseen, and whose shift brings high bits, in which addresses of one network differ, down again.
 #[inline(always)]
 #[must_use]
-pub const fn seal(key: &FragmentKey, row: &Datagram) -> u32 {
+pub const fn seal(key: &FragmentKey, row: &Datagram, epoch: u32) -> u32 {
     let hash = address(address(hash(key), &row.source), &row.destination);
     let hash = word(hash, row.ports[0] as u32 | (row.ports[1] as u32) << 16);
     let hash = word(hash, row.new_ports[0] as u32 | (row.new_ports[1] as u32) << 16);
-    word(word(word(word(hash, row.service), row.backend), row.flags), row.since)
+    word(word(word(word(word(hash, row.service), row.backend), row.flags), row.since), epoch)
 }
 
 /// Hash of a key alone, from which the tag of a held fragment is made.
@@ -167,7 +167,8 @@ mod tests {
     fn every_part_of_a_row_is_sealed() {
         let key = FragmentKey { id: 7, proto: 17, stage: 1, ..FragmentKey::default() };
         let row = Datagram { since: 5, ..Datagram::default() };
-        let whole = seal(&key, &row);
+        let whole = seal(&key, &row, 9);
+        assert_ne!(seal(&key, &row, 8), whole, "another epoch");
         let one = Addr([0, 0, 0, 1]);
         for (key, row) in [
             (FragmentKey { source: one, ..key }, row),
@@ -184,7 +185,7 @@ mod tests {
             (key, Datagram { flags: 1, ..row }),
             (key, Datagram { since: 6, ..row }),
         ] {
-            assert_ne!(seal(&key, &row), whole, "{key:?} {row:?}");
+            assert_ne!(seal(&key, &row, 9), whole, "{key:?} {row:?}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! The kernel ABI of schema 1, as netd 0.1 pinned it, and what its rows become in this one.
 //!
-//! Schema 1 had one table of flows (`FLOWS`, LRU HASH), frontends without a seal and backends that did not
-//! say whose they are. Its other maps are this schema's to the byte, and so are the flow keys: what is
+//! Schema 1 had one table of flows (`FLOWS`, LRU HASH), frontends without a seal, backends that did not say whose they
+//! are, and pods with numbers of policy that meant nothing. Its other maps are this schema's to the byte, and so are the flow keys: what is
 //! [`FlowKey::leg`] here was padding of zero there. All functions are pure. `export` is for the time in
 //! which programs of both schemas run: see `prog::beside`.
 

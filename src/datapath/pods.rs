@@ -5,14 +5,13 @@ use super::{Datapath, Error, locked};
 use aya::maps::{Array, HashMap, MapData, MapError};
 use netd_bpf::Addr;
 use netd_bpf::pod::Pod;
-use netd_bpf::policy::set;
 use nix::time::{ClockId, clock_gettime};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 impl Datapath {
-    /// Writes a pod's rows; the last one written is the one by interface, without which the pod cannot send. Its
-    /// policy sets are those that were said of it ([`Datapath::set_policy`]), whatever `pod` has.
+    /// Writes a pod's rows, unless they stand; the last one written is the one by interface, without which the pod cannot
+    /// send. Its policy sets are those that were said of it ([`Datapath::set_policy`]), whatever `pod` has.
     ///
     /// # Errors
     /// A table is full; all rows are as they were before then.
@@ -20,10 +19,16 @@ impl Datapath {
         let mut registry = locked(&self.registry);
         let pod = registry.sets(pod.endpoint).on(pod);
         let mut undo = Undo::default();
-        let isolated = pod.egress_set != set::OPEN || pod.ingress_set != set::OPEN;
+        if self.stands(&pod)? {
+            registry.stands(&pod);
+            return Ok(());
+        }
         let written = self.write_pod(&pod, &mut undo).and_then(|()| self.pods_changed()).and_then(|()| {
-            // What was sent to its addresses before it came was judged as nobody's.
-            if isolated { self.bump_policy_epoch() } else { Ok(()) }
+            // What was sent to its addresses before it came was judged as nobody's, or as another pod's: in both
+            // directions, so that it matters also where nothing isolates this one.
+            let was_its = |before: &Option<Pod>| before.is_some_and(|before| before.endpoint == pod.endpoint);
+            let came = !undo.by_addr.iter().all(|(_, before)| was_its(before));
+            if came { self.bump_policy_epoch() } else { Ok(()) }
         });
         match &written {
             Ok(()) => registry.stands(&pod),
@@ -39,6 +44,18 @@ impl Datapath {
     /// The kernel refuses.
     pub(super) fn pods_changed(&self) -> Result<(), Error> {
         next_epoch(&mut locked(&self.pod_epoch), "POD_EPOCH")
+    }
+
+    /// True if all that belongs to the pod is as it is to be: nobody need hear of it again.
+    fn stands(&self, pod: &Pod) -> Result<bool, Error> {
+        let mut all = present(locked(&self.pod_by_ifindex).get(&pod.ifindex, 0), "POD_BY_IFINDEX")?
+            == Some(*pod)
+            && self.share(pod.endpoint)?.is_some();
+        let by_addr = locked(&self.pod_by_addr);
+        for addr in addresses(pod) {
+            all &= present(by_addr.get(&addr, 0), "POD_BY_ADDR")? == Some(*pod);
+        }
+        Ok(all)
     }
 
     fn write_pod(&self, pod: &Pod, undo: &mut Undo) -> Result<(), Error> {

@@ -24,6 +24,8 @@ mod held;
 #[cfg(not(netd_bpf_stub))]
 mod icmp;
 #[cfg(not(netd_bpf_stub))]
+mod judged;
+#[cfg(not(netd_bpf_stub))]
 mod moves;
 #[cfg(not(netd_bpf_stub))]
 mod mtu;

@@ -53,7 +53,7 @@ fn choose_one(ctx: &TcContext, run: &mut Run, packet: &Packet, choice: &mut Choi
         proto: packet.proto,
         scope: scope::INTERNAL,
     };
-    let Some(scratch) = table::scratch() else { return Ok(()) };
+    let Some(scratch) = table::scratch_of(run) else { return Ok(()) };
     let frontend = &mut scratch.frontend;
     if !read_frontend(&key, frontend)? {
         return Ok(());

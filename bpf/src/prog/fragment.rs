@@ -18,6 +18,7 @@
 use super::held;
 use super::maps::{self, Work};
 use super::packet::{FRAGMENT, Packet};
+use super::policy;
 use super::report::Run;
 use super::rewrite;
 use super::table::now;
@@ -35,6 +36,10 @@ pub(super) struct Fragment {
     pub(super) key: FragmentKey,
     /// [`tag_of`] the key.
     pub(super) tag: u32,
+    /// [`crate::pod::Pod::endpoint`] of the pod at hand, whose ring it is; a denial tells of another one.
+    pub(super) endpoint: u32,
+    /// The policy epoch before anything was looked up: what was decided in another one counts no more.
+    pub(super) epoch: u32,
     pub(super) datagram: Datagram,
 }
 
@@ -67,7 +72,7 @@ pub(super) fn track(
         let Work { run, packet, fragment, sending, .. } = work;
         write_down(run, packet, fragment, code != 0);
         // Two calls, as the stack of one would be under the other's.
-        if !held::release(ctx, run.endpoint, fragment, sending) && code == 0 {
+        if !held::release(ctx, fragment, sending) && code == 0 {
             code = reason::REWRITE_FAILED;
         }
     }
@@ -86,6 +91,8 @@ fn name(work: &mut Work) {
     key.stage = run.stage;
     key.pad = 0;
     fragment.tag = tag_of(key);
+    fragment.endpoint = run.endpoint;
+    fragment.epoch = policy::epoch();
     fragment.datagram.ports = [packet.source_port, packet.destination_port];
 }
 
@@ -135,7 +142,7 @@ fn decided(fragment: &mut Fragment, now: u32) -> Option<NonNull<Datagram>> {
     let row = NonNull::new(maps::FRAGMENTS.get_ptr_mut(&fragment.key)?)?;
     // SAFETY: a row stays readable memory for the whole run.
     fragment.datagram = unsafe { *row.as_ptr() };
-    let good = fragment.datagram.seal == seal(&fragment.key, &fragment.datagram)
+    let good = fragment.datagram.seal == seal(&fragment.key, &fragment.datagram, fragment.epoch)
         && !held::outlived(fragment.datagram.since, now);
     if good { Some(row) } else { None }
 }
@@ -169,7 +176,7 @@ fn write_down(run: &Run, packet: &Packet, fragment: &mut Fragment, dropped: bool
         first.flags |= datagram_flag::TO_STACK;
     }
     first.since = now();
-    first.seal = seal(&fragment.key, first);
+    first.seal = seal(&fragment.key, first, fragment.epoch);
     first.missing = packet.missing();
     // A datagram without a row is one whose fragments wait in vain, and are told as drops.
     maps::FRAGMENTS.insert(&fragment.key, &*first, 0).ok();

@@ -83,8 +83,8 @@ pub(super) fn take_back(slot: u32, own: u32) -> bool {
 
 /// Sends the datagram's held fragments on. The packet is the same afterwards; false if it is not.
 #[inline(never)]
-pub(super) fn release(ctx: &TcContext, endpoint: u32, fragment: &Fragment, sending: &mut bool) -> bool {
-    let ring = endpoint % HELD_GROUPS;
+pub(super) fn release(ctx: &TcContext, fragment: &Fragment, sending: &mut bool) -> bool {
+    let ring = fragment.endpoint % HELD_GROUPS;
     if !any_held(ring, fragment.tag) {
         return true;
     }

@@ -138,9 +138,9 @@ pub(super) static REJECTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(REJE
 /// Pods whose numbers differ by a multiple of this have one share.
 pub(super) const REJECT_ROWS: u32 = 256;
 
-/// Rows in the making, likewise.
+/// Rows in the making, likewise: of packets, and of explain runs.
 #[map]
-pub(super) static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+pub(super) static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(2, 0);
 
 /// Two flow rows, near leg and far leg, and rows of the agent's tables at one moment.
 #[repr(C)]

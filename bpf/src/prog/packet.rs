@@ -145,19 +145,28 @@ impl Packet {
         self.plain = true;
     }
 
-    /// Reads the packet that the ICMP error `error` quotes: of its transport header only the ports, which is
-    /// all that must be there (RFC 792). True if it belongs to a flow.
+    /// Reads the packet that the ICMP error `error` quotes: of its transport header only what its flow is known by, which
+    /// is in the eight bytes that must be there (RFC 792). True if it belongs to a flow.
     #[inline(always)]
     pub(super) fn parse_quoted(&mut self, ctx: &TcContext, error: &Self) -> bool {
         self.clear();
         let at = error.quoted_at();
         let read = if error.v6 { self.ipv6(ctx, at) } else { self.ipv4(ctx, at) };
-        if read.is_none() || self.later_fragment || !matches!(self.proto, TCP | UDP | SCTP) {
+        if read.is_none() || self.later_fragment && self.follows_its_first() {
             return false;
         }
-        let Ok(ports) = ctx.load::<[u16; 2]>(self.l4 as usize) else { return false };
-        self.ports(ports[0], ports[1]);
-        true
+        match self.proto {
+            TCP | UDP | SCTP => {
+                let Ok(ports) = ctx.load::<[u16; 2]>(self.l4 as usize) else { return false };
+                self.ports(ports[0], ports[1]);
+                true
+            }
+            ICMP | ICMPV6 => self.icmp(ctx).is_some() && self.has_ports,
+            _ => {
+                self.ports(0, 0);
+                true
+            }
+        }
     }
 
     /// Reads the IPv4 header at `at`.
@@ -272,18 +281,23 @@ impl Packet {
                 let ports: [u16; 2] = ctx.load(self.l4 as usize).ok()?;
                 self.ports(ports[0], ports[1]);
             }
-            ICMP | ICMPV6 => {
-                let header: [u16; 4] = ctx.load(self.l4 as usize).ok()?;
-                self.icmp_type = header[0].to_ne_bytes()[0];
-                let echo = match self.proto {
-                    ICMP => matches!(self.icmp_type, 0 | 8),
-                    _ => matches!(self.icmp_type, 128 | 129),
-                };
-                if echo {
-                    self.ports(header[2], header[2]);
-                }
-            }
+            ICMP | ICMPV6 => self.icmp(ctx)?,
             _ => self.ports(0, 0),
+        }
+        Some(())
+    }
+
+    /// Reads type and, of an echo, identifier.
+    #[inline(always)]
+    fn icmp(&mut self, ctx: &TcContext) -> Option<()> {
+        let header: [u16; 4] = ctx.load(self.l4 as usize).ok()?;
+        self.icmp_type = header[0].to_ne_bytes()[0];
+        let echo = match self.proto {
+            ICMP => matches!(self.icmp_type, 0 | 8),
+            _ => matches!(self.icmp_type, 128 | 129),
+        };
+        if echo {
+            self.ports(header[2], header[2]);
         }
         Some(())
     }

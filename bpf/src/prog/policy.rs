@@ -8,7 +8,8 @@
 //!
 //! Always allowed: what a pod sends to itself, what the node itself sends to its pods, and what they send to it
 //! (the API's exceptions). The node itself sent what has a socket: of what it forwards the stack drops the socket,
-//! whatever its source was translated to.
+//! whatever its source was translated to. Some of its own has none: before Linux 6.13 the RST by IPv6 for which there is no
+//! socket, and the ACKs of connections in `TIME_WAIT`. They pass in flows that the node opened.
 //!
 //! Whoever reads a row twice without finding it whole denies: nothing here fails open.
 
@@ -18,7 +19,8 @@ use super::report::Run;
 use super::table;
 use crate::Addr;
 use crate::event::{reason, stage};
-use crate::flow::FlowKey;
+use crate::flow::{FlowKey, OF_NODE};
+use crate::pod::Pod;
 use crate::policy::{
     Decision, IdentityRow, PolicyKey, PolicyRow, RANGE_STEPS, action, identity, identity_flag, identity_seal,
     point, row_seal, set,
@@ -43,8 +45,16 @@ pub(super) struct Case {
     /// The responder's port, network order; 0 for protocols without.
     pub(super) port: u16,
     pub(super) proto: u8,
-    /// One end is the node itself, or both are one pod: nothing is asked.
+    /// The other end is the node itself, or both are one pod: nothing is asked.
     pub(super) with_node: bool,
+    /// The node itself sent it: nothing is asked either, and the row says so for all epochs.
+    pub(super) by_node: bool,
+    /// The packet at hand goes to the initiator.
+    pub(super) back: bool,
+    /// The packet at hand goes the way of the one that began the flow's row.
+    pub(super) forward: bool,
+    /// What comes of it is for the packet at hand, and not to be noted in the row.
+    pub(super) once: bool,
     /// The flow is known, by `key`, but was judged in another epoch.
     pub(super) stale: bool,
     pub(super) key: FlowKey,
@@ -67,12 +77,15 @@ impl Case {
         self.port = port;
         self.proto = proto;
         self.with_node = false;
+        self.by_node = false;
+        self.back = false;
+        self.once = false;
     }
 
     /// [`crate::flow::Flow::verdict`] of what was just allowed, in a row of this key.
     #[inline(always)]
     pub(super) fn stamp(&self, key: &FlowKey) -> u32 {
-        key.digest() ^ self.epoch
+        key.digest() ^ if self.by_node { OF_NODE } else { self.epoch }
     }
 }
 
@@ -85,7 +98,7 @@ pub(super) fn epoch() -> u32 {
 }
 
 /// True for a packet that the node itself sends to a pod.
-#[inline(always)]
+#[inline(never)]
 pub(super) fn sent_by_node(ctx: &TcContext, run: &Run) -> bool {
     if run.stage != stage::POD_INGRESS {
         return false;
@@ -111,23 +124,35 @@ pub(super) fn judge(run: &mut Run, case: &mut Case) -> u8 {
     case.denied = 0;
     // Rows that are read below are not older than the epoch.
     table::in_this_order();
-    if case.with_node || case.initiator == case.responder {
+    if case.with_node || case.by_node || case.initiator == case.responder {
         return 0;
     }
-    if let Some(pod) = pods::by_addr(run, &case.initiator)
+    let (from, to) = if case.back {
+        (stage::POD_INGRESS, stage::POD_EGRESS)
+    } else {
+        (stage::POD_EGRESS, stage::POD_INGRESS)
+    };
+    if let Some(pod) = end(run, from, &case.initiator)
         && pod.egress_set != set::OPEN
     {
         case.asked = Asked { set: pod.egress_set, endpoint: pod.endpoint, reason: reason::EGRESS_DENIED };
         ask(run, case);
     }
     if case.denied == 0
-        && let Some(pod) = pods::by_addr(run, &case.responder)
+        && let Some(pod) = end(run, to, &case.responder)
         && pod.ingress_set != set::OPEN
     {
         case.asked = Asked { set: pod.ingress_set, endpoint: pod.endpoint, reason: reason::INGRESS_DENIED };
         ask(run, case);
     }
     case.denied
+}
+
+/// The pod of this node at one end of a flow: the one at this run's interface, if that is where packets of this `stage`
+/// meet the end, whatever addresses are routed there; else by its address.
+#[inline(always)]
+fn end(run: &Run, stage: u8, addr: &Addr) -> Option<&'static Pod> {
+    if run.stage == stage { pods::by_ifindex(run, run.ifindex) } else { pods::by_addr(run, addr) }
 }
 
 /// Whose policies are asked.
@@ -146,11 +171,23 @@ fn ask(run: &mut Run, case: &mut Case) {
     let Asked { set, endpoint, reason } = case.asked;
     let egress = reason == reason::EGRESS_DENIED;
     case.denied = reason;
-    let Some(scratch) = table::scratch() else { return };
+    let Some(scratch) = table::scratch_of(run) else { return };
     let maps::Scratch { identity, policy, search, .. } = scratch;
     identify(if egress { &case.responder } else { &case.initiator }, identity, search);
     if egress && identity.flags & identity_flag::NODE != 0 && search.found {
         case.denied = 0;
+        return;
+    }
+    // A pod may send to its node, whoever began. What the node's address sends is judged all the same: it may stand
+    // for somebody else, whose packets were translated, and a row says nothing of sockets.
+    if !egress
+        && case.back
+        && run.stage == stage::POD_EGRESS
+        && identity.flags & identity_flag::NODE != 0
+        && search.found
+    {
+        case.denied = 0;
+        case.once = true;
         return;
     }
     search.point = point(case.proto, u16::from_be(case.port));
@@ -168,6 +205,7 @@ fn ask(run: &mut Run, case: &mut Case) {
     }
     if search.decision.action == action::ALLOW {
         case.denied = 0;
+        run.allowed_by = search.decision.rule;
         if egress {
             case.egress_rule = search.decision.rule;
         } else {

@@ -19,9 +19,10 @@ pub(super) struct Run {
     pub(super) endpoint: u32,
     pub(super) service: u32,
     pub(super) backend: u32,
+    /// The policy rule that denied the packet.
     pub(super) rule: u32,
-    /// Of a flow that was opened, the rule that let it enter.
-    ingress_rule: u32,
+    /// The policy rule that was the last to allow it.
+    pub(super) allowed_by: u32,
     /// The policy set that did not allow the packet.
     pub(super) set: u64,
     /// The packet is an ICMP error about a packet of a known flow.
@@ -50,7 +51,7 @@ impl Run {
             service: 0,
             backend: 0,
             rule: 0,
-            ingress_rule: 0,
+            allowed_by: 0,
             set: 0,
             related: false,
             to_stack: false,
@@ -107,12 +108,12 @@ impl Run {
             // A table without room loses the counter, not the verdict.
             maps::DROPS.insert(key, first, 0).ok();
         }
-        self.send(packet, reason, length, ethertype);
+        self.send(packet, reason, length, ethertype, (self.rule, 0));
     }
 
     /// Tells of a flow that the packet opened, if flows are audited and this CPU has not told enough of them.
     #[inline(never)]
-    pub(super) fn opened(&mut self, ctx: &TcContext, packet: &Packet, case: &Case) {
+    pub(super) fn opened(&self, ctx: &TcContext, packet: &Packet, case: &Case) {
         let Some(&Audit { per_second }) = maps::AUDIT.get(0) else { return };
         if per_second == 0 || self.explain {
             return;
@@ -130,16 +131,22 @@ impl Run {
             return;
         }
         audited.told += 1;
-        self.rule = case.egress_rule;
-        self.ingress_rule = case.ingress_rule;
-        if !self.send(packet, OPENED, ctx.len(), super::packet::ethertype(ctx)) {
+        let rules = (case.egress_rule, case.ingress_rule);
+        if !self.send(packet, OPENED, ctx.len(), super::packet::ethertype(ctx), rules) {
             audited.untold += 1;
         }
     }
 
-    /// Writes an event; false if the ring has no room.
+    /// Writes an event, with the rules as its fields have them; false if the ring has no room.
     #[inline(always)]
-    fn send(&self, packet: &Packet, reason: u8, length: u32, ethertype: u16) -> bool {
+    fn send(
+        &self,
+        packet: &Packet,
+        reason: u8,
+        length: u32,
+        ethertype: u16,
+        (rule, ingress_rule): (u32, u32),
+    ) -> bool {
         let Some(mut entry) = maps::EVENTS.reserve::<Drop>(0) else { return false };
         let event = entry.as_mut_ptr();
         // SAFETY: the reserved record; every field is written, and the struct has no padding.
@@ -157,8 +164,8 @@ impl Run {
             (*event).ifindex = self.ifindex;
             (*event).endpoint = self.endpoint;
             (*event).service = self.service;
-            (*event).rule = self.rule;
-            (*event).ingress_rule = self.ingress_rule;
+            (*event).rule = rule;
+            (*event).ingress_rule = ingress_rule;
             (*event).length = length;
             (*event).ethertype = u32::from(ethertype);
             (*event).backend = self.backend;
@@ -170,6 +177,7 @@ impl Run {
     /// Writes [`crate::event::Explained`] into the words that asked for it.
     #[inline(never)]
     fn answer(&self, ctx: &TcContext, path: u32, ifindex: u32) {
+        let rule = if self.reason == 0 { self.allowed_by } else { self.rule };
         let outcome = path | u32::from(self.reason) << 8 | u32::from(self.stage) << 16;
         let skb = ctx.skb.skb;
         // SAFETY: `cb` is writable context memory; each word at its own constant offset.
@@ -177,7 +185,7 @@ impl Run {
             write_volatile(addr_of_mut!((*skb).cb[0]), outcome);
             write_volatile(addr_of_mut!((*skb).cb[1]), self.service);
             write_volatile(addr_of_mut!((*skb).cb[2]), self.backend);
-            write_volatile(addr_of_mut!((*skb).cb[3]), self.rule);
+            write_volatile(addr_of_mut!((*skb).cb[3]), rule);
             write_volatile(addr_of_mut!((*skb).cb[4]), ifindex);
         }
     }

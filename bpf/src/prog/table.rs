@@ -6,6 +6,7 @@
 //! another flow's: the kernel gives it away at once. So only the state of a flow is ever written into a row that
 //! stands, bit by bit ([`change_state`]); what the flow is, is written with the row and never again.
 
+use super::report::Run;
 use super::{beside, maps};
 use crate::flow::{Flow, FlowKey, Limits, flow_count, flow_flag};
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
@@ -37,6 +38,13 @@ pub(super) fn scratch() -> Option<&'static mut maps::Scratch> {
     // SAFETY: see `SCRATCH`: nobody else has it during this run, and no function holds it across a call of
     // another that takes it.
     maps::SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+}
+
+/// The same in what explain runs do too, which packets may interrupt: theirs is another.
+#[inline(always)]
+pub(super) fn scratch_of(run: &Run) -> Option<&'static mut maps::Scratch> {
+    // SAFETY: as above.
+    maps::SCRATCH.get_ptr_mut(u32::from(run.explain)).map(|scratch| unsafe { &mut *scratch })
 }
 
 /// A flow's row, and whether it is among the established.

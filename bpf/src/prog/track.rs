@@ -11,7 +11,7 @@ use super::rewrite::{self, End, Translation};
 use super::table::{self, find, limits, now};
 use super::{balance, icmp};
 use crate::event::stage;
-use crate::flow::{Flow, FlowKey, TURNS, expired, flow_count, flow_flag, hairpin_source, leg, role};
+use crate::flow::{Flow, FlowKey, OF_NODE, TURNS, expired, flow_count, flow_flag, hairpin_source, leg, role};
 use aya_ebpf::programs::TcContext;
 
 /// What the flow's row says of a packet.
@@ -33,12 +33,18 @@ enum Known {
 #[inline(always)]
 pub(super) fn from_pod(ctx: &TcContext, work: &mut Work) -> Result<(), u8> {
     if !work.packet.has_ports {
-        return without_ports(ctx, work);
+        return from_code(without_ports(ctx, work));
     }
     let Work { run, packet, to, choice, case, .. } = work;
-    let known = known(ctx, run, packet, to, case);
-    if case.stale && !judge_again(run, case) {
-        return Err(denied(packet, case));
+    let mut known = known(ctx, run, packet, to, case);
+    if case.stale {
+        // One that nobody answered has nothing to lose, and perhaps there is a Service by now.
+        let again = if let Known::Unanswered = known { BEGIN } else { judge_again(ctx, run, packet, case) };
+        match again {
+            GO_ON => {}
+            BEGIN => known = begun(case),
+            _ => return Err(denied(packet, case)),
+        }
     }
     match known {
         Known::Direct => return Ok(()),
@@ -74,19 +80,23 @@ pub(super) fn from_pod(ctx: &TcContext, work: &mut Work) -> Result<(), u8> {
 #[inline(always)]
 pub(super) fn to_pod(ctx: &TcContext, work: &mut Work) -> Result<(), u8> {
     if !work.packet.has_ports {
-        return without_ports(ctx, work);
+        return from_code(without_ports(ctx, work));
     }
     let Work { run, packet, to, case, .. } = work;
-    let known = known(ctx, run, packet, to, case);
-    if case.stale && !judge_again(run, case) {
-        return Err(denied(packet, case));
+    let mut known = known(ctx, run, packet, to, case);
+    if case.stale {
+        match judge_again(ctx, run, packet, case) {
+            GO_ON => {}
+            BEGIN => known = begun(case),
+            _ => return Err(denied(packet, case)),
+        }
     }
     match known {
         Known::Translated if to.end == End::Source => rewrite::translate(ctx, packet, to),
         Known::Direct | Known::Unanswered | Known::Translated | Known::Aside => Ok(()),
         Known::New => {
             case.set(&packet.source, &packet.destination, packet.destination_port, packet.proto);
-            case.with_node = policy::sent_by_node(ctx, run);
+            case.by_node = policy::sent_by_node(ctx, run);
             if policy::judge(run, case) != 0 {
                 return Err(denied(packet, case));
             }
@@ -97,20 +107,23 @@ pub(super) fn to_pod(ctx: &TcContext, work: &mut Work) -> Result<(), u8> {
     }
 }
 
-/// ICMP other than echo: what is about a known flow belongs to it, all else is judged packet by packet.
-#[inline(always)]
-fn without_ports(ctx: &TcContext, work: &mut Work) -> Result<(), u8> {
+/// ICMP other than echo: what is about a known flow belongs to it and is judged as it, all else is judged packet by
+/// packet.
+#[inline(never)]
+fn without_ports(ctx: &TcContext, work: &mut Work) -> u8 {
     if work.packet.is_icmp_error() {
-        from_code(icmp::error(ctx, work))?;
+        let failed = icmp::error(ctx, work);
         // An explain run looks up no flow, and cannot tell.
-        if work.run.related || work.run.explain {
-            return Ok(());
+        if failed != 0 || work.run.related && !work.case.stale || work.run.explain {
+            return failed;
         }
     }
     let Work { run, packet, case, .. } = work;
-    case.set(&packet.source, &packet.destination, 0, packet.proto);
-    case.with_node = policy::sent_by_node(ctx, run);
-    from_code(policy::judge(run, case))
+    if !run.related {
+        case.set(&packet.source, &packet.destination, 0, packet.proto);
+        case.by_node = policy::sent_by_node(ctx, run);
+    }
+    policy::judge(run, case)
 }
 
 /// Notes in the view whom the packet was really for, and gives the reason.
@@ -131,10 +144,11 @@ fn known(ctx: &TcContext, run: &mut Run, packet: &Packet, to: &mut Translation, 
     if run.explain {
         return Known::New;
     }
-    let mut key = FlowKey::default();
-    let from_high = packet.fill_key(&mut key);
-    beside::pull(&key, run.endpoint);
-    let Some((mut flow, mut established)) = find(&key) else { return Known::New };
+    // On the stack there is no room for it.
+    let key = &mut case.key;
+    let from_high = packet.fill_key(key);
+    beside::pull(key, run.endpoint);
+    let Some((mut flow, mut established)) = find(key) else { return Known::New };
     let now = now();
     let mut forward = (flow.flags & flow_flag::INITIATOR_HIGH != 0) == from_high;
     let inherited = is_inherited(run, flow, packet, forward);
@@ -142,30 +156,31 @@ fn known(ctx: &TcContext, run: &mut Run, packet: &Packet, to: &mut Translation, 
         // A packet through the Service has the frontend's address here, not yet the backend's: this one is
         // for the backend itself.
         if inherited || gives_way(flow, packet, now) {
-            supersede(flow, packet, &key, forward, established);
+            supersede(flow, packet, key, forward, established);
             return Known::New;
         }
         key.leg = leg::ASIDE;
-        beside::pull(&key, run.endpoint);
-        let Some(near) = find(&key) else { return Known::Aside };
+        beside::pull(key, run.endpoint);
+        let Some(near) = find(key) else { return Known::Aside };
         (flow, established) = near;
         forward = (flow.flags & flow_flag::INITIATOR_HIGH != 0) == from_high;
         if is_inherited(run, flow, packet, forward) || over(flow, packet, now) {
-            supersede(flow, packet, &key, forward, established);
+            supersede(flow, packet, key, forward, established);
             return Known::Aside;
         }
     } else if inherited || over(flow, packet, now) || lost(ctx, flow, packet, forward) {
-        supersede(flow, packet, &key, forward, established);
+        supersede(flow, packet, key, forward, established);
         return Known::New;
+    }
+    if allowed(ctx, run, packet, flow, key, forward) {
+        touch(flow, packet, key, Way { forward, established }, now);
+    } else {
+        case.stale = true;
+        case.forward = forward;
     }
     run.service = flow.service;
     run.backend = flow.backend;
     run.to_stack = !forward && flow.flags & flow_flag::FROM_STACK != 0;
-    if !allowed(run, flow, &key, forward) {
-        file(ctx, run, packet, Found { flow, key: &key, forward }, case);
-    }
-    let way = Way { forward, established };
-    touch(flow, packet, &key, way, now);
     to.end = match (flow.role, forward) {
         (role::FORWARD, true) => End::Destination,
         (role::REPLY, false) => End::Source,
@@ -185,57 +200,86 @@ fn known(ctx: &TcContext, run: &mut Run, packet: &Packet, to: &mut Translation, 
 }
 
 /// True if the flow was judged in this epoch, and for this pod: one that has the address of another which is gone
-/// has none of its flows.
+/// has none of its flows. What the node itself opened nobody judges; but a packet of somebody else, whose source was
+/// translated to the node's, may have the same ends, and has no socket of the node. Of TCP that is asked of the SYN:
+/// some kernels send the last ACK and the RST of the node itself without (see [`policy`]).
 #[inline(always)]
-fn allowed(run: &Run, flow: &Flow, key: &FlowKey, forward: bool) -> bool {
+fn allowed(ctx: &TcContext, run: &Run, packet: &Packet, flow: &Flow, key: &FlowKey, forward: bool) -> bool {
     let inherited =
         forward && run.stage == stage::POD_EGRESS && flow.owner != run.endpoint && flow.owner != 0;
-    flow.flags & flow_flag::FROM_NODE != 0 || flow.verdict ^ key.digest() == policy::epoch() && !inherited
+    let judged = flow.verdict ^ key.digest();
+    judged == policy::epoch() && !inherited
+        || judged == OF_NODE && (!forward || !begins(packet) || policy::sent_by_node(ctx, run))
 }
 
 /// A packet's flow, as it was found.
-struct Found<'a> {
-    flow: &'a Flow,
-    key: &'a FlowKey,
+#[derive(Clone, Copy)]
+pub(super) struct Found<'a> {
+    pub(super) flow: &'a Flow,
     /// The packet goes from the initiator to the other end.
-    forward: bool,
+    pub(super) forward: bool,
+    /// A pod that is gone left it ([`is_left`]).
+    pub(super) left: bool,
 }
 
-/// Brings a flow of which policy may have changed before the judge. Not here: a call costs the verifier the more,
-/// the more of different kind may be in hand.
+/// Makes a case of a flow of which policy may have changed. What is left of one whose pod is gone is judged by its
+/// packets, each on its own: who has the address now did not ask for them.
 #[inline(always)]
-fn file(ctx: &TcContext, run: &Run, packet: &Packet, found: Found<'_>, case: &mut Case) {
-    let Found { flow, key, forward } = found;
-    if forward {
+pub(super) fn file(ctx: &TcContext, run: &Run, packet: &Packet, found: Found<'_>, case: &mut Case) {
+    let Found { flow, forward, left } = found;
+    if forward || left {
         case.set(&packet.source, &packet.destination, packet.destination_port, packet.proto);
-        case.with_node = policy::sent_by_node(ctx, run);
+        case.by_node = policy::sent_by_node(ctx, run);
     } else {
         case.set(&packet.destination, &packet.source, packet.source_port, packet.proto);
+        case.back = true;
     }
-    if flow.role == role::FORWARD {
+    if flow.role == role::FORWARD && (forward || !left) {
         case.responder = flow.xlat_addr;
         case.port = flow.xlat_port;
     }
     if flow.flags & (flow_flag::HAIRPIN | flow_flag::LOCAL_REDIRECT) != 0 {
         case.with_node = true;
     }
-    case.stale = true;
-    case.key = *key;
+    // The node's own is judged for others packet by packet, and stays the node's.
+    case.once = left || flow.verdict ^ case.key.digest() == OF_NODE;
 }
 
-/// Judges a known flow, and notes in its row that it is allowed, if it is.
+/// What [`judge_again`] gives besides the reason against a flow: it may go on as it is.
+const GO_ON: u8 = 0;
+/// Its row is gone; the packet is the first of a new one.
+const BEGIN: u8 = u8::MAX;
+
+/// As what a packet begins whose row is gone.
+#[inline(always)]
+fn begun(case: &Case) -> Known {
+    if case.key.leg == leg::ASIDE { Known::Aside } else { Known::New }
+}
+
+/// Judges a known flow, and notes in its row that it is allowed, and the packet, if it is. One that is not keeps no row
+/// fresh.
 #[inline(never)]
-fn judge_again(run: &mut Run, case: &mut Case) -> bool {
+fn judge_again(ctx: &TcContext, run: &mut Run, packet: &Packet, case: &mut Case) -> u8 {
+    let Some((flow, established)) = find(&case.key) else { return BEGIN };
+    let left = is_left(run, flow);
+    if left && begins(packet) {
+        supersede(flow, packet, &case.key, case.forward, established);
+        return BEGIN;
+    }
+    file(ctx, run, packet, Found { flow, forward: case.forward, left }, case);
     if policy::judge(run, case) != 0 {
-        return false;
+        return case.denied;
     }
-    if let Some((flow, _)) = find(&case.key) {
-        // Even if the row is another flow's by now: a verdict says whose it is, rules only explain.
-        flow.egress_rule = case.egress_rule;
-        flow.ingress_rule = case.ingress_rule;
-        flow.verdict = case.stamp(&case.key);
+    if let Some((flow, established)) = find(&case.key) {
+        if !case.once {
+            // Even if the row is another flow's by now: a verdict says whose it is, rules only explain.
+            flow.egress_rule = case.egress_rule;
+            flow.ingress_rule = case.ingress_rule;
+            flow.verdict = case.stamp(&case.key);
+        }
+        touch(flow, packet, &case.key, Way { forward: case.forward, established }, now());
     }
-    true
+    GO_ON
 }
 
 /// How a packet stands to the row it found.
@@ -254,15 +298,29 @@ fn over(flow: &Flow, packet: &Packet, now: u32) -> bool {
 }
 
 /// True if the packet's pod has the flow from one that is gone, whose address it has now: a pass would take the rows
-/// away in use. But TCP's other packets than a SYN, such as the RST for what is left of a connection, belong to it.
+/// away in use.
 #[inline(always)]
 fn is_inherited(run: &Run, flow: &Flow, packet: &Packet, forward: bool) -> bool {
     flow.owner != run.endpoint
         && flow.owner != 0
         && forward
         && run.stage == stage::POD_EGRESS
-        && (packet.proto != TCP || packet.opens())
+        && begins(packet)
         && maps::SHARES.get_ptr(flow.owner).is_none()
+}
+
+/// True if the flow is what a pod left that is gone: its address may be another pod's by now, which neither began the
+/// flow nor was asked for.
+#[inline(always)]
+pub(super) fn is_left(run: &Run, flow: &Flow) -> bool {
+    flow.owner != run.endpoint && flow.owner != 0 && maps::SHARES.get_ptr(flow.owner).is_none()
+}
+
+/// True for a packet that may be the first of a flow. TCP's other packets than a SYN, such as the RST for what is left
+/// of a connection, belong to the one that was.
+#[inline(always)]
+fn begins(packet: &Packet) -> bool {
+    packet.proto != TCP || packet.opens()
 }
 
 /// True if the flow has lost its backend. An open connection stays with it to the end; only a new one may
@@ -271,7 +329,7 @@ fn is_inherited(run: &Run, flow: &Flow, packet: &Packet, forward: bool) -> bool 
 fn lost(ctx: &TcContext, flow: &Flow, packet: &Packet, forward: bool) -> bool {
     flow.role == role::FORWARD
         && forward
-        && (packet.proto != TCP || packet.opens())
+        && begins(packet)
         && flow.backend != 0
         && !balance::still_there(ctx, flow, packet)
 }
@@ -430,27 +488,21 @@ fn refuse(flow: &mut Flow, other: Option<&mut Flow>, why: u32) {
     table::refused(flow.owner, why);
 }
 
-/// Records a flow without translation that was just allowed. Nothing depends on the row yet, so that a full table
-/// is no reason to drop the packet.
+/// Records a flow without translation that was just allowed. A full table is no reason to drop the packet: the nursery
+/// gives the place of another one, and if it cannot, the answer is judged as the first of a flow.
 #[inline(never)]
 fn record_direct(run: &Run, packet: &Packet, case: &Case) {
     if run.explain {
         return;
     }
     let Some(scratch) = table::scratch() else { return };
-    let mut from_high = packet.fill_key(&mut scratch.key);
-    // The answer to a SYN that came another way, or whose row is gone.
-    let answers = packet.proto == TCP
-        && packet.tcp_flags & (tcp_flag::SYN | tcp_flag::ACK) == tcp_flag::SYN | tcp_flag::ACK;
-    if answers {
-        from_high = !from_high;
-    }
+    // Whatever it says of itself, the SYN of an answer for instance: who sent it is who was asked for, and who must be
+    // when the flow is judged again.
+    let from_high = packet.fill_key(&mut scratch.key);
     let now = now();
     scratch.flow = Flow::default();
     let from_stack = if run.stage == stage::POD_INGRESS { flow_flag::FROM_STACK } else { 0 };
-    let replied = if answers { flow_flag::REPLIED } else { 0 };
-    let from_node = if case.with_node && !answers { flow_flag::FROM_NODE } else { 0 };
-    scratch.flow.flags = initiator(from_high) | from_stack | from_node | replied;
+    scratch.flow.flags = initiator(from_high) | from_stack;
     scratch.flow.verdict = case.stamp(&scratch.key);
     scratch.flow.egress_rule = case.egress_rule;
     scratch.flow.ingress_rule = case.ingress_rule;

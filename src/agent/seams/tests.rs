@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 mod hammer;
 mod oracle;
 mod policy;
+mod sctp;
 
 const QUARANTINE: Duration = Duration::from_secs(1);
 const SHOT: i32 = 2;

@@ -8,9 +8,11 @@ use super::pieces::{
 };
 use super::rig::{IFINDEX, Rig, isolated};
 use crate::datapath::test_run::Stage;
+use crate::datapath::{Sets, locked};
 use netd_bpf::event::{path, reason};
 use netd_bpf::flow::role;
 use netd_bpf::fragment::{LIFETIME, seal};
+use netd_bpf::policy::set;
 use netd_bpf::service::{backend_state, kind};
 
 #[test]
@@ -123,7 +125,9 @@ fn an_identifier_used_again_follows_its_new_first() {
             let mut rows = datagrams(&rig);
             let (key, mut row) = rows.iter().next().expect("a row").unwrap();
             row.since -= LIFETIME + 1;
-            row.seal = seal(&key, &row);
+            let epoch = locked(&rig.datapath.policy_epoch).get(&0, 0).unwrap();
+            let [low, high] = [epoch & 0xffff_ffff, epoch >> 32].map(|half| u32::try_from(half).unwrap());
+            row.seal = seal(&key, &row, low ^ high);
             rows.insert(key, row, 0).unwrap();
             let before = held_so_far(&rig);
             assert_eq!(rig.pod_sends(&two[1]).verdict, STOLEN);
@@ -135,6 +139,44 @@ fn an_identifier_used_again_follows_its_new_first() {
             rows.insert(key, row, 0).unwrap();
             assert_eq!(rig.pod_sends(&one[2]).verdict, STOLEN);
             assert_eq!(held_so_far(&rig), before + 2);
+        }
+    });
+}
+
+#[test]
+fn what_waits_for_a_first_that_is_denied_entry_waits_no_more() {
+    isolated(|| {
+        for (client, neighbour) in [("10.0.0.1:1000", "10.0.0.2:80"), ("[fd00::1]:1000", "[fd00::2]:80")] {
+            let rig = Rig::new();
+            // The pods' fragments are held in different rings.
+            let closed = Sets { ingress: set::CLOSED, ..Sets::OPEN };
+            rig.datapath.set_policy(2, closed).unwrap();
+            rig.datapath.bump_policy_epoch().unwrap();
+            let (pieces, _) = datagram(client, neighbour, 1);
+            for piece in &pieces[1..3] {
+                assert_eq!(rig.pod_sends(piece).verdict, STOLEN);
+            }
+            assert_eq!(taken(&rig).len(), 2);
+            assert_eq!(rig.pod_sends(&pieces[0]).verdict, SHOT);
+            assert_eq!((rig.drops(reason::INGRESS_DENIED), taken(&rig)), (1, vec![]));
+            assert_eq!(rig.pod_sends(&pieces[3]).verdict, SHOT);
+        }
+    });
+}
+
+#[test]
+fn a_datagram_does_not_go_on_when_policy_has_changed() {
+    isolated(|| {
+        for (client, _, other) in WAYS {
+            let rig = Rig::new();
+            let (pieces, _) = datagram(client, other, 1);
+            delivered(pieces[..2].iter().map(|piece| rig.pod_sends(piece)));
+            rig.datapath.set_policy(1, Sets { egress: set::CLOSED, ..Sets::OPEN }).unwrap();
+            rig.datapath.bump_policy_epoch().unwrap();
+            assert_eq!(rig.pod_sends(&pieces[2]).verdict, STOLEN, "it waits for a verdict");
+            assert_eq!(rig.pod_sends(&pieces[0]).verdict, SHOT);
+            assert_eq!((rig.drops(reason::EGRESS_DENIED), taken(&rig)), (1, vec![]));
+            assert_eq!(rig.pod_sends(&pieces[3]).verdict, SHOT);
         }
     });
 }

@@ -286,6 +286,47 @@ fn a_change_of_sets_is_heard_of_and_leaves_a_successor_alone() {
 }
 
 #[test]
+fn only_a_pod_that_comes_has_flows_judged_anew() {
+    isolated(|| {
+        let rig = Rig::new();
+        let datapath = &rig.datapath;
+        let epochs = || (epoch(datapath), locked(&datapath.pod_epoch).get(&0, 0).unwrap());
+        let one = pod(IFINDEX, 1, "10.0.0.1", "fd00::1");
+        for sets in [OTHER, Sets::OPEN] {
+            datapath.set_policy(1, sets).unwrap();
+            let before = epochs();
+            for _ in 0..2 {
+                datapath.upsert_pod(&one).unwrap();
+                assert_eq!(epochs(), before, "all stands");
+            }
+            // It has another MAC address, or lost its share: nothing that a verdict comes of.
+            let other = Pod { pod_mac: [2, 0, 0, 0, 9, 9], ..one };
+            datapath.upsert_pod(&other).unwrap();
+            assert_eq!(epochs().0, before.0);
+            assert!(epochs().1 > before.1, "but where it is");
+            locked(&datapath.shares).remove(&1).unwrap();
+            datapath.upsert_pod(&other).unwrap();
+            assert_eq!((epochs().0, datapath.share(1).unwrap()), (before.0, Some(0)));
+            locked(&datapath.pod_by_ifindex).remove(&IFINDEX).unwrap();
+            datapath.upsert_pod(&one).unwrap();
+            assert_eq!((epochs().0, self::sets(datapath, &one)), (before.0, vec![sets; 3]));
+            // An address that nobody had, or another one.
+            let before = epochs();
+            locked(&datapath.pod_by_addr).remove(&one.v6).unwrap();
+            datapath.upsert_pod(&one).unwrap();
+            let between = epochs();
+            assert!(between.0 > before.0 && between.1 > before.1);
+            let usurper = pod(88, 8, "10.0.0.1", "");
+            locked(&datapath.pod_by_addr).insert(one.v4, usurper, 0).unwrap();
+            datapath.upsert_pod(&one).unwrap();
+            let after = epochs();
+            assert!(after.0 > between.0 && after.1 > between.1);
+            assert_eq!(self::sets(datapath, &one), [sets; 3]);
+        }
+    });
+}
+
+#[test]
 fn the_rows_tell_a_new_agent_and_an_audit_which_sets_there_are() {
     isolated(|| {
         let rig = Rig::fresh();

@@ -36,11 +36,11 @@ const ICMP: [u8; 2] = [1, 58];
 /// Pods of this node, at most.
 const PODS: u32 = 10;
 /// MAC address of the uplink.
-const UPLINK_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x99];
+pub(super) const UPLINK_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x99];
 
 /// What all clusters have in common: the loaded programs, the tables and their image, interfaces for pods.
-struct World {
-    rig: Rig,
+pub(super) struct World {
+    pub(super) rig: Rig,
     maps: PolicyTables,
     tables: RefCell<Tables>,
     now: Cell<Instant>,
@@ -48,11 +48,11 @@ struct World {
     pods: RefCell<Vec<(Local, Pod)>>,
     /// Interface of each endpoint, by its remainder.
     interfaces: Vec<u32>,
-    uplink: u32,
+    pub(super) uplink: u32,
 }
 
 impl World {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let rig = Rig::with(|config| {
             (config.policy_rows, config.policy_ranges) = (4096, 8192);
             (config.identities, config.blocks) = (256, 1024);
@@ -81,12 +81,12 @@ impl World {
         }
     }
 
-    fn interface(&self, endpoint: u32) -> u32 {
+    pub(super) fn interface(&self, endpoint: u32) -> u32 {
         self.interfaces[(endpoint % ENDPOINTS) as usize]
     }
 
     /// Plans and writes. No program runs meanwhile, so that a quarantine is over at once.
-    fn bring(&self, desired: &Desired, touched: &Touched) {
+    pub(super) fn bring(&self, desired: &Desired, touched: &Touched) {
         let mut tables = self.tables.borrow_mut();
         self.now.set(self.now.get() + 2 * QUARANTINE);
         let plan = tables.plan(desired, touched, self.now.get());
@@ -121,7 +121,7 @@ impl World {
         });
     }
 
-    fn add_pod(&self, local: &Local) {
+    pub(super) fn add_pod(&self, local: &Local) {
         let mut pods = self.pods.borrow_mut();
         if pods.iter().any(|(other, _)| other == local) {
             return;
@@ -151,8 +151,8 @@ fn kernel(maps: &PolicyTables) -> Kernel {
 struct Programs<'w> {
     world: &'w World,
     planner: Planner,
-    /// Flows that were let through at least once, and who began them.
-    open: HashMap<FlowKey, IpAddr>,
+    /// Flows that were let through at least once: who began them, and the pod whose they are.
+    open: HashMap<FlowKey, (IpAddr, u32)>,
 }
 
 impl<'w> Programs<'w> {
@@ -213,15 +213,21 @@ impl Subject for Programs<'_> {
         let (forth, back) = ([&packet.from, &packet.to], [&packet.to, &packet.from]);
         let datapath = &self.world.rig.datapath;
 
-        let opened_by = self.open.get(&key).copied();
+        let opened = self.open.get(&key).copied();
         let from = packet.from.address();
-        if opened_by.is_some_and(|other| other != from) {
+        let local = |end: &End| {
+            let found = cluster.locals.iter().find(|local| local.addresses.contains(&end.address()))?;
+            cluster.is_local(end).then_some(found.endpoint)
+        };
+        let owner = local(&packet.from).or(local(&packet.to)).unwrap_or_default();
+        if opened.is_some_and(|(other, _)| other != from) {
             // Without ports it would be an answer to what went the other way, also if that is forbidden by now.
             self.open.remove(&key);
             datapath.remove_flow(&key).unwrap();
         }
-        // Of a flow that stood before the cluster changed the next packet may be the answer.
-        let stands = opened_by == Some(from) && self.world.rig.flow(&key).is_some();
+        // Of a flow that stood before the cluster changed the next packet may be the answer; but not to a pod that has
+        // the address of the one whose it was.
+        let stands = opened == Some((from, owner)) && self.world.rig.flow(&key).is_some();
         let first_back = stands && number.is_multiple_of(3);
         let answered = first_back.then(|| self.send(cluster, back, &answer, false, by_stack));
         let explained = self.send(cluster, forth, &frame, true, by_stack).explained.unwrap();
@@ -246,7 +252,7 @@ impl Subject for Programs<'_> {
             };
             return Ok(Some(judged));
         }
-        self.open.insert(key, from);
+        self.open.insert(key, (from, owner));
         let answered = self.send(cluster, back, &answer, false, by_stack);
         prop_assert_ne!(answered.verdict, SHOT, "the answer to {:?}", packet);
         let row = self.world.rig.flow(&key);
