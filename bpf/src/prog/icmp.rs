@@ -4,31 +4,29 @@
 //! An error goes to the end that sent the quoted packet, which must find in it what it sent. Invariants, as
 //! for any translator (RFC 5508 §4): an error neither makes nor refreshes nor ends a flow; the address of a
 //! router that sent it stays; an error that quotes no translated flow, or nothing that can be read, goes by
-//! its address as it is. Policy lets an error pass with the flow that it quotes, as long as it allows that; what quotes
-//! no known flow is judged by itself.
+//! its address as it is. Policy lets an error pass with the flow that it quotes, if it has allowed that since it last
+//! changed; all else is judged by itself.
 
 use super::beside;
 use super::maps::Work;
 use super::packet::{Packet, TCP, UDP};
-use super::policy::{self, Case};
+use super::policy;
 use super::report::Run;
 use super::rewrite::{self, End, Translation, store};
 use super::sum::Difference;
-use super::table::{find, limits, now};
-use super::track::{self, Found};
+use super::table::{self, find, limits, now};
 use crate::event::{reason, stage};
 use crate::flow::{Flow, OF_NODE, expired, flow_flag, hairpin_source, leg, role};
 use aya_ebpf::programs::TcContext;
 
 /// Translates an ICMP error about a packet of a translated flow, and says whether it belongs to the node's stack,
-/// and whether it is about a known flow at all ([`Run::related`]); one that is to be judged again is brought as a case.
-/// All else stays as it is. Gives [`super::to_code`].
+/// and whether it is about a known flow at all that policy allows ([`Run::related`]). All else stays as it is. Gives
+/// [`super::to_code`].
 #[inline(never)]
 pub(super) fn error(ctx: &TcContext, work: &mut Work) -> u8 {
-    let Work { run, packet, quoted, to, case, .. } = work;
-    case.stale = false;
+    let Work { run, packet, quoted, to, .. } = work;
     // A look-up alone would mark the row as recently used.
-    if run.explain || !quoted.parse_quoted(ctx, packet) || !as_sent(ctx, run, packet, quoted, to, case) {
+    if run.explain || !quoted.parse_quoted(ctx, packet) || !as_sent(run, packet, quoted, to) {
         return 0;
     }
     if apply(ctx, packet, quoted, to).is_err() {
@@ -39,46 +37,35 @@ pub(super) fn error(ctx: &TcContext, work: &mut Work) -> u8 {
 
 /// True if the quoted packet is a translated one; then `to` says what its sender sent.
 #[inline(always)]
-fn as_sent(
-    ctx: &TcContext,
-    run: &mut Run,
-    packet: &Packet,
-    quoted: &Packet,
-    to: &mut Translation,
-    case: &mut Case,
-) -> bool {
+fn as_sent(run: &mut Run, packet: &Packet, quoted: &Packet, to: &mut Translation) -> bool {
     let from_pod = run.stage == stage::POD_EGRESS;
     // An error is for the sender of what it quotes. Routers send errors too, but a pod speaks only of what
     // came to it.
     if packet.destination != quoted.source || from_pod && packet.source != quoted.destination {
         return false;
     }
-    let from_high = quoted.fill_key(&mut case.key);
+    let Some(scratch) = table::scratch() else { return false };
+    let key = &mut scratch.key;
+    let from_high = quoted.fill_key(key);
     let forward = |flow: &Flow| (flow.flags & flow_flag::INITIATOR_HIGH != 0) == from_high;
-    beside::pull(&case.key, run.endpoint);
-    let Some((mut flow, _)) = find(&case.key) else { return false };
+    beside::pull(key, run.endpoint);
+    let Some((mut flow, _)) = find(key) else { return false };
     if from_pod && flow.role == role::REPLY && !forward(flow) {
         // The client knows the backend by its own address only where it went there beside the Service.
-        case.key.leg = leg::ASIDE;
-        beside::pull(&case.key, run.endpoint);
-        let Some((near, _)) = find(&case.key) else { return false };
+        key.leg = leg::ASIDE;
+        beside::pull(key, run.endpoint);
+        let Some((near, _)) = find(key) else { return false };
         flow = near;
     }
     if expired(flow, quoted.proto, limits(), now()) {
         return false;
     }
-    let forward = forward(flow);
-    let judged = flow.verdict ^ case.key.digest();
+    // Whatever made the error had the flow judged: of one that was not since policies changed nothing need be told.
+    let judged = flow.verdict ^ key.digest();
     if judged != policy::epoch() && judged != OF_NODE {
-        if track::is_left(run, flow) {
-            return false;
-        }
-        track::file(ctx, run, quoted, Found { flow, forward, left: false }, case);
-        // The error goes the other way. The node itself may tell its pods what it likes.
-        case.back = forward;
-        case.by_node = policy::sent_by_node(ctx, run);
-        case.stale = true;
+        return false;
     }
+    let forward = forward(flow);
     run.related = true;
     run.service = flow.service;
     run.backend = flow.backend;

@@ -147,7 +147,7 @@ impl Packet {
 
     /// Reads the packet that the ICMP error `error` quotes: of its transport header only what its flow is known by, which
     /// is in the eight bytes that must be there (RFC 792). True if it belongs to a flow.
-    #[inline(always)]
+    #[inline(never)]
     pub(super) fn parse_quoted(&mut self, ctx: &TcContext, error: &Self) -> bool {
         self.clear();
         let at = error.quoted_at();

@@ -57,6 +57,8 @@ pub(super) struct Case {
     pub(super) once: bool,
     /// The flow is known, by `key`, but was judged in another epoch.
     pub(super) stale: bool,
+    /// What its row said of the packet.
+    pub(super) known: u8,
     pub(super) key: FlowKey,
     /// The epoch before anything was looked up.
     pub(super) epoch: u32,

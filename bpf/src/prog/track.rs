@@ -13,9 +13,11 @@ use super::{balance, icmp};
 use crate::event::stage;
 use crate::flow::{Flow, FlowKey, OF_NODE, TURNS, expired, flow_count, flow_flag, hairpin_source, leg, role};
 use aya_ebpf::programs::TcContext;
+use core::ptr::{read_volatile, write_volatile};
 
 /// What the flow's row says of a packet.
 #[derive(Clone, Copy)]
+#[repr(u8)]
 enum Known {
     /// No row, or one that this packet starts anew.
     New,
@@ -27,28 +29,31 @@ enum Known {
     Translated,
     /// A new flow straight to a backend, from a port that has another flow to it through a Service.
     Aside,
+    /// Policy has changed, and forbids it.
+    Denied,
 }
 
 /// A packet that a pod sends: existing flow, Service, or plain new flow.
 #[inline(always)]
 pub(super) fn from_pod(ctx: &TcContext, work: &mut Work) -> Result<(), u8> {
     if !work.packet.has_ports {
-        return from_code(without_ports(ctx, work));
+        return without_ports(ctx, work);
     }
     let Work { run, packet, to, choice, case, .. } = work;
     let mut known = known(ctx, run, packet, to, case);
     if case.stale {
         // One that nobody answered has nothing to lose, and perhaps there is a Service by now.
-        let again = if let Known::Unanswered = known { BEGIN } else { judge_again(ctx, run, packet, case) };
-        match again {
-            GO_ON => {}
-            BEGIN => known = begun(case),
-            _ => return Err(denied(packet, case)),
-        }
+        known = if let Known::Unanswered = known {
+            begun(case)
+        } else {
+            case.put_aside(known);
+            judge_again(ctx, run, packet, case)
+        };
     }
     match known {
         Known::Direct => return Ok(()),
         Known::Translated => return rewrite::translate(ctx, packet, to),
+        Known::Denied => return Err(denied(packet, case)),
         Known::Aside | Known::Unanswered | Known::New => choice.clear(),
     }
     choice.addr = packet.destination;
@@ -80,18 +85,16 @@ pub(super) fn from_pod(ctx: &TcContext, work: &mut Work) -> Result<(), u8> {
 #[inline(always)]
 pub(super) fn to_pod(ctx: &TcContext, work: &mut Work) -> Result<(), u8> {
     if !work.packet.has_ports {
-        return from_code(without_ports(ctx, work));
+        return without_ports(ctx, work);
     }
     let Work { run, packet, to, case, .. } = work;
     let mut known = known(ctx, run, packet, to, case);
     if case.stale {
-        match judge_again(ctx, run, packet, case) {
-            GO_ON => {}
-            BEGIN => known = begun(case),
-            _ => return Err(denied(packet, case)),
-        }
+        case.put_aside(known);
+        known = judge_again(ctx, run, packet, case);
     }
     match known {
+        Known::Denied => Err(denied(packet, case)),
         Known::Translated if to.end == End::Source => rewrite::translate(ctx, packet, to),
         Known::Direct | Known::Unanswered | Known::Translated | Known::Aside => Ok(()),
         Known::New => {
@@ -107,23 +110,20 @@ pub(super) fn to_pod(ctx: &TcContext, work: &mut Work) -> Result<(), u8> {
     }
 }
 
-/// ICMP other than echo: what is about a known flow belongs to it and is judged as it, all else is judged packet by
-/// packet.
-#[inline(never)]
-fn without_ports(ctx: &TcContext, work: &mut Work) -> u8 {
+/// ICMP other than echo: what is about a known flow belongs to it, all else is judged packet by packet.
+#[inline(always)]
+fn without_ports(ctx: &TcContext, work: &mut Work) -> Result<(), u8> {
     if work.packet.is_icmp_error() {
-        let failed = icmp::error(ctx, work);
+        from_code(icmp::error(ctx, work))?;
         // An explain run looks up no flow, and cannot tell.
-        if failed != 0 || work.run.related && !work.case.stale || work.run.explain {
-            return failed;
+        if work.run.related || work.run.explain {
+            return Ok(());
         }
     }
     let Work { run, packet, case, .. } = work;
-    if !run.related {
-        case.set(&packet.source, &packet.destination, 0, packet.proto);
-        case.by_node = policy::sent_by_node(ctx, run);
-    }
-    policy::judge(run, case)
+    case.set(&packet.source, &packet.destination, 0, packet.proto);
+    case.by_node = policy::sent_by_node(ctx, run);
+    from_code(policy::judge(run, case))
 }
 
 /// Notes in the view whom the packet was really for, and gives the reason.
@@ -214,18 +214,18 @@ fn allowed(ctx: &TcContext, run: &Run, packet: &Packet, flow: &Flow, key: &FlowK
 
 /// A packet's flow, as it was found.
 #[derive(Clone, Copy)]
-pub(super) struct Found<'a> {
-    pub(super) flow: &'a Flow,
+struct Found<'a> {
+    flow: &'a Flow,
     /// The packet goes from the initiator to the other end.
-    pub(super) forward: bool,
+    forward: bool,
     /// A pod that is gone left it ([`is_left`]).
-    pub(super) left: bool,
+    left: bool,
 }
 
 /// Makes a case of a flow of which policy may have changed. What is left of one whose pod is gone is judged by its
 /// packets, each on its own: who has the address now did not ask for them.
 #[inline(always)]
-pub(super) fn file(ctx: &TcContext, run: &Run, packet: &Packet, found: Found<'_>, case: &mut Case) {
+fn file(ctx: &TcContext, run: &Run, packet: &Packet, found: Found<'_>, case: &mut Case) {
     let Found { flow, forward, left } = found;
     if forward || left {
         case.set(&packet.source, &packet.destination, packet.destination_port, packet.proto);
@@ -245,10 +245,32 @@ pub(super) fn file(ctx: &TcContext, run: &Run, packet: &Packet, found: Found<'_>
     case.once = left || flow.verdict ^ case.key.digest() == OF_NODE;
 }
 
-/// What [`judge_again`] gives besides the reason against a flow: it may go on as it is.
-const GO_ON: u8 = 0;
-/// Its row is gone; the packet is the first of a new one.
-const BEGIN: u8 = u8::MAX;
+impl Case {
+    /// Keeps what is known of a flow while it is judged: in memory, so that the verifier does not follow the judge for
+    /// each of it.
+    #[inline(always)]
+    fn put_aside(&mut self, known: Known) {
+        // SAFETY: a field.
+        unsafe { write_volatile(&raw mut self.known, known as u8) };
+    }
+
+    #[inline(always)]
+    fn known(&self) -> Known {
+        // SAFETY: a field.
+        match unsafe { read_volatile(&raw const self.known) } {
+            DIRECT => Known::Direct,
+            UNANSWERED => Known::Unanswered,
+            TRANSLATED => Known::Translated,
+            ASIDE => Known::Aside,
+            _ => Known::New,
+        }
+    }
+}
+
+const DIRECT: u8 = Known::Direct as u8;
+const UNANSWERED: u8 = Known::Unanswered as u8;
+const TRANSLATED: u8 = Known::Translated as u8;
+const ASIDE: u8 = Known::Aside as u8;
 
 /// As what a packet begins whose row is gone.
 #[inline(always)]
@@ -257,18 +279,18 @@ fn begun(case: &Case) -> Known {
 }
 
 /// Judges a known flow, and notes in its row that it is allowed, and the packet, if it is. One that is not keeps no row
-/// fresh.
+/// fresh. Gives what was put aside, what the packet begins if the row is gone, or [`Known::Denied`].
 #[inline(never)]
-fn judge_again(ctx: &TcContext, run: &mut Run, packet: &Packet, case: &mut Case) -> u8 {
-    let Some((flow, established)) = find(&case.key) else { return BEGIN };
+fn judge_again(ctx: &TcContext, run: &mut Run, packet: &Packet, case: &mut Case) -> Known {
+    let Some((flow, established)) = find(&case.key) else { return begun(case) };
     let left = is_left(run, flow);
     if left && begins(packet) {
         supersede(flow, packet, &case.key, case.forward, established);
-        return BEGIN;
+        return begun(case);
     }
     file(ctx, run, packet, Found { flow, forward: case.forward, left }, case);
     if policy::judge(run, case) != 0 {
-        return case.denied;
+        return Known::Denied;
     }
     if let Some((flow, established)) = find(&case.key) {
         if !case.once {
@@ -279,7 +301,7 @@ fn judge_again(ctx: &TcContext, run: &mut Run, packet: &Packet, case: &mut Case)
         }
         touch(flow, packet, &case.key, Way { forward: case.forward, established }, now());
     }
-    GO_ON
+    case.known()
 }
 
 /// How a packet stands to the row it found.
@@ -312,7 +334,7 @@ fn is_inherited(run: &Run, flow: &Flow, packet: &Packet, forward: bool) -> bool 
 /// True if the flow is what a pod left that is gone: its address may be another pod's by now, which neither began the
 /// flow nor was asked for.
 #[inline(always)]
-pub(super) fn is_left(run: &Run, flow: &Flow) -> bool {
+fn is_left(run: &Run, flow: &Flow) -> bool {
     flow.owner != run.endpoint && flow.owner != 0 && maps::SHARES.get_ptr(flow.owner).is_none()
 }
 

@@ -369,19 +369,28 @@ fn an_error_passes_as_long_as_policies_allow_what_it_quotes() {
                 let came = [&about_own, &about_answer].map(|frame| passes(&rig.pod_receives(frame)));
                 (came, passes(&rig.pod_sends(&by_pod)))
             };
-            let before = rig.datapath.flows().unwrap();
+            let flows = || rig.datapath.flows().unwrap();
+            let count = flows().len();
             for (sets, expected) in [
                 (Sets::OPEN, ([true, true], true)),
                 (NO_INGRESS, ([true, false], true)),
-                (NO_EGRESS, ([false, true], false)),
+                // Whoever may send it anything may send it that.
+                (NO_EGRESS, ([true, true], false)),
                 (Sets::CLOSED, ([false, false], false)),
             ] {
                 isolate(&rig, 1, sets);
+                // Policies have changed: what the errors are about comes first, and is judged anew.
+                assert_eq!(
+                    told(),
+                    ([sets.ingress == Sets::OPEN.ingress; 2], sets.egress == Sets::OPEN.egress)
+                );
+                rig.pod_sends(&udp(own, other));
+                rig.pod_sends(&tcp(own, other, Segment::SynAck));
+                let before = flows();
                 assert_eq!(told(), expected, "{sets:?}");
                 assert_eq!(told(), expected, "{sets:?}, again");
+                assert_eq!((flows(), before.len()), (before, count), "an error changes no row");
             }
-            assert_eq!(rig.datapath.flows().unwrap().len(), before.len());
-            assert!(rig.datapath.flows().unwrap().iter().all(|row| before.contains(row)), "refreshed");
             // To its node a pod may always say what became of a packet.
             plant(&rig, UDP, node, own, |_| 0);
             let to_node = UNREACHABLE.frame(ip(own), ip(node), 64, packet(&udp(node, own)));

@@ -216,7 +216,8 @@ fn mix(a: &Frontend, b: &Frontend, mask: u8) -> Frontend {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(16_384))]
+    // Two seals are equal by chance once in four thousand million.
+    #![proptest_config(ProptestConfig::with_cases(2_048))]
 
     /// Whatever part of another row is read with a key, of its own or of another frontend's former row.
     #[test]
