@@ -45,7 +45,8 @@ pub(crate) enum Told {
     Open,
     /// A rule allows it: its policy, and its index.
     Allowed(ObjectName, usize),
-    /// One of the two.
+    /// One of the two: a program that lets a packet through does not tell which.
+    #[cfg(not(netd_bpf_stub))]
     LetThrough,
     Denied,
 }
@@ -55,6 +56,7 @@ impl Told {
         match (self, side) {
             (Self::Open, Side::NotIsolated | Side::Exempt) | (Self::Denied, Side::Denied(_)) => true,
             (Self::Allowed(policy, index), Side::Allowed(rules)) => rules.contains(&(policy.clone(), *index)),
+            #[cfg(not(netd_bpf_stub))]
             (Self::LetThrough, side) => side.lets_through(),
             _ => false,
         }
