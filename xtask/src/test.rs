@@ -73,7 +73,7 @@ pub(crate) fn run(full: bool, args: &[String]) -> Result<()> {
     }
     if !full {
         out::line(
-            "  skip  the longest tests on each kernel, half of the others on each emulated one, the distribution binary and the whole flood (100 000 connections, 2 million new flows): `cargo xtask test \
+            "  skip  the longest tests on each kernel, on emulated ones what the other one has, the distribution binary and the whole flood (100 000 connections, 2 million new flows): `cargo xtask test \
              --full` has them",
         );
     }
